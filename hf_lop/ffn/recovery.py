@@ -1,0 +1,172 @@
+"""Recovery without new parameters: the output projection of a cut FFN takes over what the removed neurons did.
+
+W `[d, n]` is the output projection, x `[n]` its input, K the kept and P the removed neurons. Only W_K changes: no shape, no
+architecture, no bias.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from hf_lop.errors import InvalidInputError
+from hf_lop.ffn.importance import output_weight
+from hf_lop.ffn.slicing import check_kept
+from hf_lop.ffn.statistics import Statistics
+from hf_lop.modeling_lop import FFN
+
+DAMPING = 0.1
+
+
+def recover_lstsq(
+    model: nn.Module,
+    ffns: Sequence[FFN],
+    kept: Sequence[torch.Tensor],
+    moments: Iterable[torch.Tensor],
+    *,
+    damping: float = DAMPING,
+) -> list[torch.Tensor]:
+    """Fit the output projection of every FFN to its dense output, by damped least squares on calibration activations.
+
+    With G = X^T X over all calibration tokens and D = diag(G_KK),
+
+        W'_K = W_K + W_P G_PK (G_KK + damping D)^-1
+
+    minimises ||W X^T - W'_K X_K^T||^2 + damping sum_{j in K} G_jj ||w'_j - w_j||^2: every column may leave its dense value
+    as far as its neuron's own scale allows, and where nothing was removed nothing changes. (Damping by a common
+    lambda ||W'_K||^2 instead, W'_K = W G_{:,K} (G_KK + lambda I)^-1, draws all columns to zero.) Solved by Cholesky
+    factors in float64.
+
+    Only reads the model, so that it is used before slicing:
+
+        weights = recover_lstsq(model, ffns, kept, second_moments(model, batches, ffns))
+        set_output_weights(model, slice_ffns(model, kept), weights)
+
+    Memory: for one layer at a time G, and 8 (2 k^2 + n k) bytes; for all layers the result.
+
+    Args:
+        model (`nn.Module`): the dense model.
+        ffns (`Sequence[FFN]`): its L FFNs.
+        kept (`Sequence[torch.Tensor]`): the neurons to keep, one `[k] int64` per layer, in any order.
+        moments (`Iterable[torch.Tensor]`): G of every layer in order, `[n, n] float32`, see [`second_moments`].
+        damping (`float`): above 0; the share by which the diagonal of G_KK is raised. The default suits some ten tokens per
+            kept neuron or more; with fewer, more damping generalises better.
+
+    Returns:
+        `list[torch.Tensor]`: W'_K of every layer, `[d, k]` in the dtype and on the device of W, its columns in ascending
+        order of the kept neurons.
+
+    Raises:
+        InvalidInputError: if the kept neurons or moments do not fit the model, damping is not above 0, or moments are not
+            finite.
+
+    Source:
+        Týr-the-Pruner (arXiv 2503.09657), OSSCAR (arXiv 2403.12983): the same regression on removed input columns.
+    """
+    if not damping > 0:
+        raise InvalidInputError(f"damping is {damping}; it must be above 0, or the fit may have no solution.")
+    weights = []
+    ordered = check_kept(ffns, kept)
+    layers = iter(moments)
+    for layer, (ffn, indices) in enumerate(zip(ffns, ordered, strict=True)):
+        gram = next(layers, None)
+        if gram is None or tuple(gram.shape) != (ffn.width, ffn.width):
+            found = "missing" if gram is None else f"of shape {tuple(gram.shape)}"
+            raise InvalidInputError(
+                f"The second moments of layer {layer} are {found}; its FFN has {ffn.width} neurons. Collect them with "
+                "second_moments(...) on this model."
+            )
+        weight = output_weight(model, ffn)
+        fitted = _fit(weight, gram, indices, damping) if len(indices) < ffn.width else weight.clone()
+        if not torch.isfinite(fitted).all():
+            raise InvalidInputError(
+                f"The fit of layer {layer} is not finite: its second moments overflow. Check the calibration data."
+            )
+        weights.append(fitted)
+    return weights
+
+
+def _fit(weight: torch.Tensor, gram: torch.Tensor, kept: torch.Tensor, damping: float) -> torch.Tensor:
+    """W'_K `[d, k]`, see [`recover_lstsq`]."""
+    kept = kept.to(gram.device)
+    stays = weight.index_select(1, kept.to(weight.device))
+    diagonal = gram.diagonal().double()
+    if not diagonal.any():
+        return stays  # no neuron was ever active: nothing to fit to
+    gone = torch.ones(len(gram), dtype=torch.bool, device=gram.device)
+    gone[kept] = False
+    columns = gram.index_select(1, kept)
+    inner = columns.index_select(0, kept).double()
+    # A neuron that was never active gets the least scale instead of none, so that the factor exists.
+    inner.diagonal().add_(damping * diagonal[kept].clamp_min(1e-9 * float(diagonal.mean())))
+    cross = weight[:, gone.to(weight.device)].to(gram.device, torch.float64) @ columns[gone].double()
+    change = torch.cholesky_solve(cross.T, torch.linalg.cholesky_ex(inner).L).T
+    return (stays.double() + change.to(weight.device)).to(weight.dtype)
+
+
+def recover_fold(
+    model: nn.Module, ffns: Sequence[FFN], kept: Sequence[torch.Tensor], statistics: Sequence[Statistics]
+) -> list[torch.Tensor]:
+    """Fold the mean of what the removed neurons did into the kept ones; needs no data beyond stored statistics.
+
+    W'_K = W_K + b a^T with b = sum_{j in P} mu_j W_{:,j}, the mean output of the removed neurons, and
+    a = (mu_K / v_K) / (mu_K . (mu_K / v_K)), which meets a . mu_K = 1, so that the mean output is exact, and of all such
+    vectors adds the least variance where neurons are uncorrelated. Used as [`recover_lstsq`].
+
+    Args:
+        model (`nn.Module`): the dense model; only read.
+        ffns (`Sequence[FFN]`): its L FFNs.
+        kept (`Sequence[torch.Tensor]`): the neurons to keep, one `[k] int64` per layer, in any order.
+        statistics (`Sequence[Statistics]`): of every layer; `mean` is mu, `fluctuation` is v, whose unit cancels.
+
+    Returns:
+        `list[torch.Tensor]`: W'_K of every layer, as of [`recover_lstsq`].
+
+    Raises:
+        InvalidInputError: if the kept neurons or the statistics do not fit the model.
+    """
+    weights = []
+    if len(statistics) != len(ffns) or any(len(s.mean) != f.width for s, f in zip(statistics, ffns, strict=False)):
+        raise InvalidInputError(
+            "The statistics belong to another model. Collect them with collect_statistics(model, ...)."
+        )
+    for ffn, indices, measured in zip(ffns, check_kept(ffns, kept), statistics, strict=True):
+        weight = output_weight(model, ffn)
+        mean = measured.mean.double()
+        # A neuron that never varies would get all of a; this bounds it by one that varies a millionth of the average.
+        variance = measured.fluctuation.double().clamp_min(1e-6 * float(measured.fluctuation.double().mean()))
+        direction = (mean / variance)[indices]
+        along = mean[indices] @ direction
+        stays = weight[:, indices.to(weight.device)]
+        if not along > 0 or len(indices) == ffn.width:  # no kept neuron has a mean, or nothing was removed
+            weights.append(stays)
+            continue
+        gone = mean.clone()
+        gone[indices] = 0
+        offset = weight.double() @ gone.to(weight.device)
+        fold = torch.outer(offset, (direction / along).to(weight.device))
+        weights.append((stays.double() + fold).to(weight.dtype))
+    return weights
+
+
+def set_output_weights(model: nn.Module, ffns: Sequence[FFN], weights: Sequence[torch.Tensor]) -> None:
+    """Write output projections into a model that was cut to their widths.
+
+    Args:
+        model (`nn.Module`): the pruned model; changed in place.
+        ffns (`Sequence[FFN]`): its FFNs as [`slice_ffns`] returned them.
+        weights (`Sequence[torch.Tensor]`): `[d, k]` per layer, columns in ascending order of the kept neurons.
+
+    Raises:
+        InvalidInputError: if a shape does not fit; then nothing was changed.
+    """
+    places = [output_weight(model, ffn) for ffn in ffns]
+    for layer, (place, weight) in enumerate(zip(places, weights, strict=True)):
+        if place.shape != weight.shape:
+            raise InvalidInputError(
+                f"Layer {layer} has an output projection {tuple(place.shape)}, the recovered weight is "
+                f"{tuple(weight.shape)}. Slice the model to the same kept neurons first."
+            )
+    with torch.no_grad():
+        for place, weight in zip(places, weights, strict=True):
+            place.copy_(weight)
