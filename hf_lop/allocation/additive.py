@@ -1,0 +1,106 @@
+"""Additive allocation: single-layer probes and dynamic programming give a plan for every target at once.
+
+Symbols: L = decoder layers, P = probed ratios, T = targets, n_l = dense width of layer l, D_l(r) = damage when layer l
+alone is pruned, at ratio r.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hf_lop.errors import InfeasibleBudgetError, InvalidInputError
+
+Floats = NDArray[np.float64]
+
+
+def additive_plans(
+    damage: ArrayLike,
+    probe_ratios: ArrayLike,
+    dense_widths: Sequence[int] | NDArray[np.int64],
+    targets: Sequence[float] | Floats,
+    *,
+    step: float = 0.025,
+    max_ratio: float | None = None,
+) -> Floats:
+    """Minimise the summed single-layer damage, for every target from one table.
+
+    D_l is 0 at ratio 0 and linear between probes. Before that its running maximum is taken, so that noise in a probe
+    never makes removing more look better than removing less. Neurons are removed in quanta of `step` times the width
+    of the narrowest layer (or an eighth of the mean width if that is more, which bounds the table). On that grid
+    dynamic programming is exact, and the neurons a plan removes differ from its target by at most half a quantum.
+
+    Args:
+        damage: Loss (or divergence) above the dense model when one layer alone is pruned, `[L, P]` float.
+        probe_ratios: The ratios that were probed, `[P]` float, increasing, in (0, 1].
+        dense_widths: Dense widths `[L]` int, in neurons.
+        targets: Target ratios `[T]` float in [0, 1): fraction of all FFN neurons to remove.
+        step: Resolution of the layer ratios when all dense widths are equal, in (0, 1).
+        max_ratio: Highest ratio of any layer, at most the highest probed one; by default that, but no more than 0.95.
+
+    Returns:
+        Layer ratios `[T, L]` float64.
+
+    Raises:
+        InvalidInputError: If shapes differ, or a value is not finite or outside its domain.
+        InfeasibleBudgetError: If a target asks for more than `max_ratio` in every layer.
+
+    Source: the additive approximation of depth-wise operation pruning (DOP), applied to FFN widths.
+    """
+    probes, dense, goals = (np.asarray(values, dtype=np.float64) for values in (probe_ratios, dense_widths, targets))
+    losses = np.asarray(damage, dtype=np.float64)
+    _check(losses, probes, dense, goals, step)
+    limit = min(float(probes[-1]), 0.95) if max_ratio is None else max_ratio
+    if not 0 < limit <= probes[-1]:
+        raise InvalidInputError(f"max_ratio is {limit}; it must lie in (0, {probes[-1]:g}], the probed range.")
+
+    quantum = step * max(dense.min(), dense.mean() / 8)
+    # The small constant keeps a count that is whole in exact arithmetic, such as 0.3 / 0.1, from falling below it.
+    counts = (limit * dense / quantum + 1e-9).astype(np.int64)
+    removed = np.rint(goals * dense.sum() / quantum).astype(np.int64)
+    if removed.max() > counts.sum():
+        raise InfeasibleBudgetError(
+            f"Target ratio {goals.max():g} is out of reach: with at most {limit:g} of any layer removed the highest "
+            f"target is {counts.sum() * quantum / dense.sum():.4g}. Lower the target, or probe higher ratios."
+        )
+    knots = np.concatenate([[0.0], probes])
+    curves = np.maximum.accumulate(np.concatenate([np.zeros((dense.size, 1)), losses], axis=1), axis=1)
+    options = [
+        np.interp(np.arange(count + 1) * quantum / width, knots, curve)
+        for count, width, curve in zip(counts, dense, curves, strict=True)
+    ]
+    plans: Floats = np.minimum(_allocate(options, removed) * quantum / dense, limit)
+    return plans
+
+
+def _allocate(options: list[Floats], totals: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Choose entries j_l of `options[l]` that add up to each of `totals` `[T]` at the least damage: `[T, L]`."""
+    size = int(totals.max()) + 1
+    best = np.full(size, np.inf)
+    best[0] = 0.0
+    choices = []
+    for option in options:
+        padded = np.concatenate([np.full(option.size - 1, np.inf), best])
+        # Row s, entry j: the best sum of the earlier layers for s - j, plus this layer's damage at j.
+        sums = np.lib.stride_tricks.sliding_window_view(padded, option.size)[:, ::-1] + option
+        choices.append(sums.argmin(axis=1))
+        best = sums[np.arange(size), choices[-1]]
+    left = totals.copy()
+    chosen = np.empty((totals.size, len(options)), dtype=np.int64)
+    for layer in reversed(range(len(options))):
+        chosen[:, layer] = choices[layer][left]
+        left -= chosen[:, layer]
+    return chosen
+
+
+def _check(damage: Floats, probes: Floats, dense: Floats, targets: Floats, step: float) -> None:
+    if dense.ndim != 1 or not dense.size or not (dense >= 1).all():
+        raise InvalidInputError(f"dense_widths is {dense}; pass one positive width per layer.")
+    if probes.ndim != 1 or not probes.size or not (np.diff(probes, prepend=0.0) > 0).all() or probes[-1] > 1:
+        raise InvalidInputError(f"probe_ratios is {probes}; pass increasing ratios in (0, 1].")
+    if damage.shape != (dense.size, probes.size) or not np.isfinite(damage).all():
+        raise InvalidInputError(f"damage has shape {damage.shape}; pass finite [{dense.size}, {probes.size}] numbers.")
+    if targets.ndim != 1 or not targets.size or not ((targets >= 0) & (targets < 1)).all():
+        raise InvalidInputError(f"targets is {targets}; pass at least one target ratio in [0, 1).")
+    if not 0 < step < 1:
+        raise InvalidInputError(f"step is {step}; it must lie in (0, 1).")
