@@ -1,0 +1,99 @@
+"""What a pruner records about its base model, and whether a model fits it."""
+
+import warnings
+from typing import Any
+
+from huggingface_hub import dataclasses as hub_dataclasses
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from hf_lop.errors import CheckpointMismatchError
+from hf_lop.ffn.size import ModelSize
+
+
+@hub_dataclasses.strict
+class LOPConfig(PreTrainedConfig):
+    """What a pruner knows about its base model and how it was made.
+
+    Attributes:
+        base_model (`str`, *optional*): Hub id of the dense model.
+        base_revision (`str`, *optional*): commit of the dense model.
+        base_model_type (`str`, *optional*): its `model_type`.
+        base_dtype (`str`): dtype of its FFN weights.
+        base_size (`dict`, *optional*): its `ModelSize`: widths, parameters, bytes, FLOPs.
+        criterion (`str`): importance criterion behind the neuron order.
+        calibration (`dict`, *optional*): where the statistics come from: dataset, samples, seed.
+        predictor (`str`): "transformer", "bilstm" or "mlp".
+        predictor_loss (`float`, *optional*): mean squared error of the predicted layer ratios at the end of training.
+        min_ratio (`float`): smallest target ratio the predictor was trained on.
+        max_ratio (`float`): largest target ratio the predictor was trained on.
+        search_table (`list`, *optional*): the training pairs: `{"ratio": R, "ratios": [L floats]}`.
+    """
+
+    model_type = "lop"
+    base_model: str | None = None
+    base_revision: str | None = None
+    base_model_type: str | None = None
+    base_dtype: str = "float32"
+    base_size: dict[str, Any] | None = None
+    criterion: str = "l2"
+    calibration: dict[str, Any] | None = None
+    predictor: str = "transformer"
+    predictor_loss: float | None = None
+    min_ratio: float = 0.0
+    max_ratio: float = 0.0
+    search_table: list[dict[str, Any]] | None = None
+
+    @property
+    def size(self) -> ModelSize:
+        """The base model's size.
+
+        Raises:
+            CheckpointMismatchError: if the config has none, or a damaged one.
+        """
+        try:
+            values: dict[str, Any] = {
+                key: tuple(v) if isinstance(v, list) else v for key, v in (self.base_size or {}).items()
+            }
+            return ModelSize(**values)
+        except TypeError as error:
+            raise CheckpointMismatchError(
+                f"This LOPConfig does not describe a base model ({error}). Load it from a pruner repository."
+            ) from error
+
+    def check_fits(self, model: PreTrainedModel, size: ModelSize, *, strict: bool) -> None:
+        """Refuse a model that the pruner was not made for.
+
+        Args:
+            model (`PreTrainedModel`): the dense model to prune.
+            size (`ModelSize`): its measured size.
+            strict (`bool`): refuse, instead of warn about, another commit of the base model.
+
+        Raises:
+            CheckpointMismatchError: if model type, layers, widths or hidden size differ, or the commit where `strict`.
+        """
+        base = self.size
+        known = f"This pruner was made for {self.base_model or 'a model'} ({self.base_model_type})"
+        facts = {
+            "model type": (self.base_model_type, model.config.model_type),
+            "number of decoder layers": (len(base.widths), len(size.widths)),
+            "FFN widths": (list(base.widths), list(size.widths)),
+            "hidden size": (base.hidden_size, size.hidden_size),
+            "projections per FFN": (base.projections, size.projections),
+        }
+        for name, (expected, found) in facts.items():
+            if expected is not None and expected != found:
+                raise CheckpointMismatchError(
+                    f"{known}: its {name} is {expected}, this model's {found}. Use the pruner of this model, or fit one."
+                )
+        commit = getattr(model.config, "_commit_hash", None)
+        if commit and self.base_revision and commit != self.base_revision:
+            message = (
+                f"{known} at commit {self.base_revision}; this model is at {commit}. Neuron orders may differ: load "
+                f'it with revision="{self.base_revision}".'
+            )
+            if strict:
+                raise CheckpointMismatchError(message)
+            warnings.warn(message, stacklevel=3)
+
+
+AutoConfig.register("lop", LOPConfig, exist_ok=True)

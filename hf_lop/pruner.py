@@ -1,0 +1,445 @@
+"""LOPPruner: a Hub model that turns a budget into a width for every layer, and cuts a model to them."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import CommitInfo
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+
+import hf_lop
+from hf_lop.allocation.table import target_grid
+from hf_lop.configuration_lop import LOPConfig
+from hf_lop.errors import CheckpointMismatchError, InvalidInputError
+from hf_lop.ffn.discovery import FFN, prunable_ffns
+from hf_lop.ffn.moments import second_moments
+from hf_lop.ffn.recovery import recover_fold, recover_lstsq, set_output_weights
+from hf_lop.ffn.size import measure_size
+from hf_lop.ffn.slicing import slice_ffns
+from hf_lop.ffn.statistics import Statistics
+from hf_lop.fitting import Batches, learn, training_pairs
+from hf_lop.hub.checkpoint import save_pruner_extras
+from hf_lop.hub.loading import check_loaded, check_safetensors, load_model, read_config
+from hf_lop.hub.pushing import push_folder
+from hf_lop.methods import METHODS, check_method, choose
+from hf_lop.plan import Plan, plan_budget, read_budget
+from hf_lop.predictors import build_predictor, check_predictor, train_predictor
+
+
+class LOPPruner(PreTrainedModel):
+    """A trained predictor with the neuron order and activation statistics of its base model.
+
+    ```python
+    LOPPruner.from_pretrained("org/lop-qwen25vl").prune(model, 0.3).push_to_hub("me/model-lop30")
+    ```
+
+    Buffers, each flat over all layers (`N` neurons in total): `neuron_order` `[N] uint16`, the neurons of each layer from
+    most to least important; `mean`, `square`, `fluctuation`, `norm`: `[N] float32`, see `Statistics`.
+    """
+
+    config_class = LOPConfig
+    config: LOPConfig
+    base_model_prefix = "lop"
+    main_input_name = "targets"
+    neuron_order: torch.Tensor
+
+    def __init__(self, config: LOPConfig) -> None:
+        super().__init__(config)
+        widths = config.size.widths
+        if max(widths) > 2**16:
+            raise CheckpointMismatchError(f"A layer has {max(widths)} neurons; the stored order allows at most 65536.")
+        self.predictor = build_predictor(config.predictor, len(widths))
+        self.register_buffer("neuron_order", torch.zeros(sum(widths), dtype=torch.uint16))
+        for name in Statistics.__slots__:
+            self.register_buffer(name, torch.zeros(sum(widths)))
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Leave weights alone: the predictor initialises its own, and everything else comes from a file."""
+
+    # -- Planning ------------------------------------------------------------------------------------------------------
+
+    def forward(self, targets: torch.Tensor) -> torch.Tensor:
+        """Predict layer ratios `[B, L] float32` for target ratios `[B] float32`; their mean may miss the target."""
+        ratios: torch.Tensor = self.predictor(targets)
+        return ratios
+
+    def predict(self, ratio: float) -> np.ndarray:
+        """Predict the layer ratios `[L] float64` for one target ratio, before they are projected onto a budget."""
+        weight = next(self.predictor.parameters())
+        with torch.inference_mode():
+            target = torch.tensor([ratio], device=weight.device, dtype=weight.dtype)
+            return self.predictor(target)[0].double().cpu().numpy()  # type: ignore[no-any-return]
+
+    def look_up(self, ratio: float) -> np.ndarray:
+        """Return the layer ratios `[L] float64` of the table the predictor learned from, interpolated between targets.
+
+        Raises:
+            InvalidInputError: if the pruner has no table.
+        """
+        targets, ratios = training_pairs(self.config.search_table or [], len(self.config.size.widths))
+        return np.array([np.interp(ratio, targets.numpy(), column) for column in ratios.numpy().T])
+
+    def plan(
+        self,
+        ratio: float | None = None,
+        *,
+        params: float | None = None,
+        memory: float | str | None = None,
+        flops: float | None = None,
+        latency: float | None = None,
+        round_to: int = 1,
+    ) -> Plan:
+        """Plan the width of every layer for one budget. Needs no model and no data.
+
+        Give exactly one of the budgets. The widths meet it exactly, up to one `round_to` step, from below.
+
+        Args:
+            ratio (`float`, *optional*): fraction of all FFN neurons to remove, in [0, 1).
+            params (`float`, *optional*): parameters the whole model may have.
+            memory (`float` or `str`, *optional*): bytes its parameters may take, or a string such as "6GB"; counted in the
+                dtypes of the model that the pruner was made from.
+            flops (`float`, *optional*): FLOPs its text decoder may need per token.
+            latency (`float`, *optional*): seconds all its FFNs may take for one token on this device; measured now.
+            round_to (`int`): widths are multiples of this, unless a layer keeps all its neurons.
+
+        Returns:
+            `Plan`: the widths and what they save.
+
+        Raises:
+            InvalidInputError: if not exactly one budget is given, or a value is out of its range.
+            InfeasibleBudgetError: if the smallest possible model exceeds the budget.
+        """
+        budgets = {"ratio": ratio, "params": params, "memory": memory, "flops": flops, "latency": latency}
+        dtype = getattr(torch, self.config.base_dtype)
+        return plan_budget(self.predict, self.config.size, budgets, round_to=round_to, device=self.device, dtype=dtype)
+
+    # -- Pruning -------------------------------------------------------------------------------------------------------
+
+    def order(self) -> list[torch.Tensor]:
+        """Return the neurons of each layer from most to least important, `[n] int64`.
+
+        Raises:
+            CheckpointMismatchError: if a layer's order is no permutation of its neurons.
+        """
+        orders = list(self.neuron_order.cpu().to(torch.int64).split(list(self.config.size.widths)))
+        for layer, order in enumerate(orders):
+            if not torch.equal(order.sort().values, torch.arange(len(order))):
+                raise CheckpointMismatchError(
+                    f"The neuron order of layer {layer} is no permutation of its {len(order)} neurons. "
+                    "The pruner's model.safetensors is damaged: download it again."
+                )
+        return orders
+
+    def statistics(self) -> list[Statistics]:
+        """Return the activation statistics of each layer, `[n] float32`, as they were measured in calibration."""
+        parts = [
+            getattr(self, name).float().cpu().split(list(self.config.size.widths)) for name in Statistics.__slots__
+        ]
+        return [Statistics(*layer) for layer in zip(*parts, strict=True)]
+
+    def prune(
+        self,
+        model: PreTrainedModel | str | Path,
+        ratio: float | None = None,
+        *,
+        params: float | None = None,
+        memory: float | str | None = None,
+        flops: float | None = None,
+        latency: float | None = None,
+        round_to: int = 1,
+        method: str = "lop",
+        recover: str | None = None,
+        data: Batches | None = None,
+        strict: bool = False,
+    ) -> PreTrainedModel:
+        """Cut a model to a budget, in place.
+
+        Args:
+            model (`PreTrainedModel`, `str` or `Path`): the dense base model; a Hub id or folder is loaded first, in the
+                dtype it is stored in.
+            ratio (`float`, *optional*): see [`~LOPPruner.plan`], as for the other budgets.
+            params (`float`, *optional*): see `plan`.
+            memory (`float` or `str`, *optional*): see `plan`; counted in the model's own dtype.
+            flops (`float`, *optional*): see `plan`.
+            latency (`float`, *optional*): see `plan`; measured in the model's dtype on its device.
+            round_to (`int`): see `plan`.
+            method (`str`): "lop", the predicted plan; or a baseline from the same statistics, one of `METHODS`.
+            recover (`str`, *optional*): let the output projections take over what the removed neurons did: "lstsq", least
+                squares on `data`, or "fold", their mean from the stored statistics. With `data` the default is "lstsq",
+                without it none.
+            data (`Iterable[Mapping]`, *optional*): batches of model inputs like those the model shall work on.
+            strict (`bool`): refuse, instead of warn about, another commit of the base model.
+
+        Returns:
+            `PreTrainedModel`: the same object, of the same class, device and dtype. Its text config lists a width per
+            layer; `save_pretrained` and `push_to_hub` write everything needed to load it anywhere.
+
+        Raises:
+            UnsupportedModelError: if the model cannot be pruned.
+            CheckpointMismatchError: if this pruner was made for another model.
+            InvalidInputError: if the budget is out of range, or `method` or `recover` is unknown.
+            InfeasibleBudgetError: if the budget is below the smallest possible model. Nothing was changed in any case.
+        """
+        budgets = {"ratio": ratio, "params": params, "memory": memory, "flops": flops, "latency": latency}
+        kind, _ = read_budget(budgets)
+        check_method(method)
+        recover = "lstsq" if recover is None and data is not None else recover
+        _check_recovery(recover, data)
+        if isinstance(model, str | Path):
+            if kind not in ("memory", "latency"):  # those depend on the dtype of the model
+                self.plan(ratio, params=params, flops=flops, round_to=round_to)  # refuses before the model is fetched
+            at_base = {"revision": self.config.base_revision} if str(model) == self.config.base_model else {}
+            model = load_model(model, **at_base)
+        if not isinstance(model, nn.Module):
+            raise InvalidInputError(f"model is a {type(model).__name__}; pass a model, a Hub id or a folder.")
+        ffns = prunable_ffns(model)
+        size = measure_size(model, ffns)
+        self.config.check_fits(model, size, strict=strict)
+        weight = ffns[0].modules(model)[1].weight
+        ratios, order = choose(method, self, model, ffns)
+        plan = plan_budget(ratios, size, budgets, round_to=round_to, device=weight.device, dtype=weight.dtype)
+        kept = [neurons[:width] for neurons, width in zip(order, plan.widths, strict=True)]
+        outputs = self._recovered(recover, model, ffns, kept, data)
+        cut = slice_ffns(model, kept)
+        if outputs is not None:
+            set_output_weights(model, cut, outputs)
+        source, commit = _repository(model.name_or_path), getattr(model.config, "_commit_hash", None)
+        known = source in (None, self.config.base_model)  # another repository's commit would say nothing
+        model.config.pruning_config = {
+            "method": method,
+            "recovery": recover,
+            "ratio": round(plan.pruning_ratio, 6),
+            "criterion": METHODS[method].criterion or self.config.criterion,
+            "round_to": round_to,
+            "base_model": source or self.config.base_model,
+            "base_revision": commit or (self.config.base_revision if known else None),
+            "pruner": _repository(self.name_or_path),
+            "pruner_revision": getattr(self.config, "_commit_hash", None),
+            "dense_widths": list(size.widths),
+            "dense_parameters": size.parameters,
+            "dense_bytes": size.num_bytes,
+            "hf_lop_version": hf_lop.__version__,
+        }
+        return model
+
+    def _recovered(
+        self,
+        recover: str | None,
+        model: PreTrainedModel,
+        ffns: Sequence[FFN],
+        kept: Sequence[torch.Tensor],
+        data: Batches | None,
+    ) -> list[torch.Tensor] | None:
+        """Return the recovered output projections, or None without recovery; the model is only read."""
+        if recover == "fold":
+            return recover_fold(model, ffns, kept, self.statistics())
+        if recover == "lstsq" and data is not None:
+            return recover_lstsq(model, ffns, kept, second_moments(model, data, ffns))
+        return None
+
+    # -- Making --------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def fit(
+        cls,
+        model: PreTrainedModel,
+        calibration: Batches,
+        validation: Batches,
+        *,
+        criterion: str = "l2",
+        search: str = "additive",
+        reward: str = "divergence",
+        targets: Sequence[float] | None = None,
+        evaluations: int = 200,
+        predictor: str = "transformer",
+        seed: int = 0,
+        journal: str | Path | None = None,
+        base_model: str | None = None,
+        provenance: dict[str, Any] | None = None,
+    ) -> "LOPPruner":
+        """Make a pruner: calibrate, probe each layer, plan every target, train the predictor on the plans.
+
+        Args:
+            model (`PreTrainedModel`): the dense base model; not changed.
+            calibration (`Iterable[Mapping]`): batches of model inputs for the activation statistics.
+            validation (`Iterable[Mapping]`): other batches, on which plans are judged. With `labels` only answers count.
+            criterion (`str`): importance criterion, one of `CRITERIA`.
+            search (`str`): "additive", plans from single-layer probes alone; "mcts", the paper's tree search; or
+                "cmaes". The searches start from the additive plan.
+            reward (`str`): what a search maximises, one of `REWARDS`.
+            targets (`Sequence[float]`, *optional*): target ratios to plan; 0.1 to 0.7 in steps of 0.025 by default (the
+                paper's step), for additive plans 0 to 0.9 in steps of 0.0125.
+            evaluations (`int`): candidates that a search evaluates per target.
+            predictor (`str`): "transformer", "bilstm" or "mlp".
+            seed (`int`): of the search, the predictor's initial weights and its training order.
+            journal (`str` or `Path`, *optional*): folder that keeps probes and evaluations; the same call with the same
+                folder resumes after a kill, to the same result.
+            base_model (`str`, *optional*): Hub id of the base model, where it was not loaded by id.
+            provenance (`dict`, *optional*): what the card says about the data, such as dataset, samples, seed.
+
+        Returns:
+            `LOPPruner`: ready to plan, prune, save and push.
+
+        Raises:
+            UnsupportedModelError: if the model cannot be pruned.
+            InvalidInputError: if an argument is unknown, or the journal belongs to other data or settings.
+        """
+        check_predictor(predictor)
+        if targets is None:
+            targets = target_grid(0.0, 0.9, 0.0125) if search == "additive" else target_grid()
+        learned = learn(
+            model,
+            calibration,
+            validation,
+            criterion=criterion,
+            search=search,
+            reward=reward,
+            targets=targets,
+            evaluations=evaluations,
+            seed=seed,
+            journal=journal,
+        )
+        config = LOPConfig(
+            base_model=base_model or _repository(model.name_or_path),
+            base_revision=getattr(model.config, "_commit_hash", None),
+            base_model_type=model.config.model_type,
+            base_dtype=learned.dtype,
+            base_size=asdict(learned.size),
+            criterion=criterion,
+            calibration={**(provenance or {}), **learned.provenance},
+            predictor=predictor,
+            search_table=learned.table,
+        )
+        pruner = cls(config)
+        pruner.neuron_order.copy_(torch.cat(learned.order).to(torch.uint16))
+        for name in Statistics.__slots__:
+            getattr(pruner, name).copy_(torch.cat([getattr(layer, name) for layer in learned.statistics]))
+        pruner.train_predictor(predictor, seed=seed)
+        pruner.train(False)
+        return pruner
+
+    def train_predictor(
+        self,
+        predictor: str = "transformer",
+        *,
+        table: list[dict[str, Any]] | None = None,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> list[float]:
+        """Train a predictor on (R, layer ratios) pairs; it replaces the current one.
+
+        Args:
+            predictor (`str`): "transformer", "bilstm" or "mlp".
+            table (`list[dict]`, *optional*): rows `{"ratio": R, "ratios": [L floats]}`, which the config records; this
+                pruner's own table by default. Targets between rows are interpolated.
+            seed (`int`): of the initial weights and the training order.
+            progress (`bool`): show a progress bar on stderr.
+
+        Returns:
+            `list[float]`: mean squared error after each epoch.
+
+        Raises:
+            InvalidInputError: if there is no table, a row does not fit the model, or the predictor is unknown.
+        """
+        table = self.config.search_table or [] if table is None else table
+        layers = len(self.config.size.widths)
+        targets, ratios = training_pairs(table, layers)
+        trained = build_predictor(predictor, layers, seed=seed)
+        losses = train_predictor(trained, targets, ratios, seed=seed, progress=progress)
+        self.predictor = trained.to(self.device).eval()
+        self.config.predictor, self.config.predictor_loss, self.config.search_table = predictor, losses[-1], table
+        self.config.min_ratio, self.config.max_ratio = 0.0, max(float(row["ratio"]) for row in table)
+        return losses
+
+    # -- Saving and loading --------------------------------------------------------------------------------------------
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        *args: Any,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Save the pruner with its card and plots; see `PreTrainedModel.save_pretrained`.
+
+        Args:
+            save_directory (`str` or `Path`): folder to write.
+            is_main_process (`bool`): other processes write neither card nor plots.
+            *args: see transformers.
+            repo_id (`str`, *optional*): Hub id that the card names; with `push_to_hub`, also where to push.
+            push_to_hub (`bool`): push as well.
+            **kwargs: see transformers.
+        """
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if not self.should_save_on_this_rank(is_main_process):
+            return
+        shown = [ratio for ratio in (0.2, 0.3, 0.5) if self.config.min_ratio <= ratio <= self.config.max_ratio]
+        plans = {ratio: self.plan(ratio).widths for ratio in shown or [self.config.max_ratio]}
+        save_pruner_extras(self.config, plans, save_directory, repo_id)
+        if push_to_hub:
+            self.push_to_hub(repo_id or Path(save_directory).name, token=kwargs.get("token"))
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:  # type: ignore[override]
+        """Push weights, config, card and plots in one commit.
+
+        Args:
+            repo_id (`str`): Hub repository; made if it does not exist.
+            **kwargs: `private`, `token`, `revision`, `commit_message`, `commit_description`, `create_pr`.
+
+        Returns:
+            `CommitInfo`: the commit, with its URL.
+        """
+        return push_folder(lambda folder, name: self.save_pretrained(folder, repo_id=name), repo_id, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a pruner from a Hub id or a folder; see `PreTrainedModel.from_pretrained`.
+
+        Raises:
+            InvalidInputError: if there is no such repository.
+            CheckpointMismatchError: if it is no pruner repository, or a file of it is damaged.
+        """
+        name = pretrained_model_name_or_path
+        check_safetensors(Path(name))
+        wants_info = kwargs.pop("output_loading_info", False)
+        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
+        found = read_config(name, **hub).model_type
+        if found != "lop":
+            raise CheckpointMismatchError(
+                f"{name} holds a model of type {found!r}, not a pruner ('lop'). Pass the id of a pruner repository."
+            )
+        try:
+            kwargs["ignore_mismatched_sizes"] = True  # check_loaded refuses them, and says why
+            loaded: Any = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        except SafetensorError as error:
+            raise CheckpointMismatchError(f"{name}: a weight file is damaged ({error}). Download it again.") from error
+        check_loaded(str(name), loaded[1])
+        return loaded if wants_info else loaded[0]
+
+
+def _check_recovery(recover: str | None, data: Batches | None) -> None:
+    """Refuse an unknown recovery, or one without the data it needs, before any work."""
+    if recover not in (None, "lstsq", "fold"):
+        raise InvalidInputError(f'recover is {recover!r}; choose "lstsq", "fold" or None.')
+    if recover == "lstsq" and data is None:
+        raise InvalidInputError(
+            'recover="lstsq" needs data, batches of model inputs. Pass data=..., or use recover="fold".'
+        )
+    if recover == "fold" and data is not None:
+        raise InvalidInputError('recover="fold" reads no data, but data was given. Leave one of the two out.')
+
+
+def _repository(name: str | None) -> str | None:
+    """Return a Hub id, or None for a path of this machine: that must not end up on the Hub."""
+    return name if name and not Path(name).exists() and not Path(name).is_absolute() else None
+
+
+AutoModel.register(LOPConfig, LOPPruner, exist_ok=True)

@@ -1,0 +1,249 @@
+"""What a plan is worth: rewards of candidate widths on recorded validation batches, and single-layer probes.
+
+Symbols: S samples, K predictions that count, V tokens, p the dense model's distribution of the next token, q the
+candidate's, y_t the token that follows.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from hf_lop.divergence import DenseTop
+from hf_lop.errors import InvalidInputError
+from hf_lop.ffn.elastic import ElasticModel
+from hf_lop.ffn.layers import LayerRuns
+from hf_lop.ffn.replay import IGNORED, Recorded, record_batches
+from hf_lop.modeling_lop import FFN
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The reward of one candidate.
+
+    Attributes:
+        value (`float`): higher is better.
+        standard_error (`float`): of the value, from the spread between samples; nan for a single sample.
+        samples (`int`): S, samples with at least one prediction that counts.
+    """
+
+    value: float
+    standard_error: float
+    samples: int
+
+
+# Each maps (log q [K, V], targets [K], dense predictions) to values [K], higher is better.
+_Values = Callable[[torch.Tensor, torch.Tensor, DenseTop | None], torch.Tensor]
+
+
+def _log_q_of(log_q: torch.Tensor, targets: torch.Tensor, _dense: DenseTop | None) -> torch.Tensor:
+    return log_q.gather(1, targets.unsqueeze(1)).squeeze(1)
+
+
+def _hits(log_q: torch.Tensor, targets: torch.Tensor, _dense: DenseTop | None) -> torch.Tensor:
+    return (log_q.argmax(1) == targets).float()
+
+
+def _agreement(log_q: torch.Tensor, _targets: torch.Tensor, dense: DenseTop | None) -> torch.Tensor:
+    if dense is None:
+        raise InvalidInputError('The divergence needs the dense predictions. Use Reward(..., kind="divergence").')
+    return -dense.divergence(log_q)
+
+
+@dataclass(frozen=True, slots=True)
+class RewardKind:
+    """One way to reward a candidate.
+
+    Attributes:
+        values: maps (log q `[K, V] float32`, targets `[K]`, dense predictions) to a value per prediction `[K]`.
+        join (`str`): how the values of one sample become its share: "sum" or "all" (their minimum) give every sample
+            the same weight; "mean" weighs all predictions alike.
+        needs_labels (`bool`): whether batches must say which tokens are the answer.
+        formula (`str`): the reward.
+    """
+
+    values: _Values
+    join: str
+    needs_labels: bool
+    formula: str
+
+
+REWARDS = {
+    "log_likelihood": RewardKind(_log_q_of, "sum", True, "mean over samples of sum_t log q(y_t), in nats per answer"),
+    "accuracy": RewardKind(_hits, "all", True, "fraction of samples with argmax q = y_t at every answer token"),
+    "divergence": RewardKind(_agreement, "mean", False, "-mean over predictions of KL(p || q), in nats"),
+    "perplexity": RewardKind(_log_q_of, "mean", False, "-log of the perplexity: mean log q(y_t), in nats per token"),
+}
+
+
+class Reward:
+    """A reward of widths: recorded batches replayed on an elastic model. Deterministic.
+
+    Attributes:
+        kind (`str`): one of `REWARDS`.
+        elastic (`ElasticModel`): set to the widths that were scored last.
+        recorded (`list[Recorded]`): the batches, with the predictions that this reward reads.
+
+    Example:
+        ```python
+        reward = Reward.on(model, order, batches, "divergence")
+        score = reward([64, 48, 80, 96])
+        print(score.value, "+-", score.standard_error)
+        ```
+    """
+
+    def __init__(self, elastic: ElasticModel, recorded: Sequence[Recorded], kind: str = "divergence") -> None:
+        """Make a reward from parts that several rewards may share; "divergence" runs the dense model once.
+
+        Args:
+            elastic (`ElasticModel`): of the dense model.
+            recorded (`Sequence[Recorded]`): validation batches, recorded with `elastic.model` at its dense widths.
+            kind (`str`): one of `REWARDS`.
+
+        Raises:
+            InvalidInputError: if `kind` is unknown, no target is known, or answers are needed and not labelled.
+        """
+        if kind not in REWARDS:
+            raise InvalidInputError(f"kind is {kind!r}; choose one of {', '.join(REWARDS)}.")
+        if REWARDS[kind].needs_labels and not all(entry.labelled for entry in recorded):
+            raise InvalidInputError(
+                f"The reward {kind!r} needs to know the answers, and a batch has no labels. Pass labels (-100 outside of "
+                'the answers), or use the reward "divergence" or "perplexity".'
+            )
+        self.kind, self.elastic = kind, elastic
+        self.recorded = list(recorded) if kind == "divergence" else _with_targets(recorded)
+        self._dense: list[DenseTop | None] = [None] * len(self.recorded)
+        if kind == "divergence":
+            elastic.set_widths([ffn.width for ffn in elastic.ffns])
+            bar = tqdm(self.recorded, desc="dense predictions", unit="batch")
+            self._dense = [DenseTop.of(self._log_q(entry)) for entry in bar]
+
+    @classmethod
+    def on(
+        cls,
+        model: nn.Module,
+        order: Sequence[torch.Tensor],
+        batches: Iterable[Mapping[str, Any]],
+        kind: str = "divergence",
+    ) -> "Reward":
+        """Sort the neurons of a dense model, record batches and make a reward from them.
+
+        Args:
+            model (`nn.Module`): the dense model; only read, see [`ElasticModel`] for the memory this takes.
+            order (`Sequence[torch.Tensor]`): neurons of each layer from most to least important, `[n] int64`.
+            batches (`Iterable[Mapping]`): validation batches of model inputs. With `labels` `[B, T]` (-100 outside of
+                the answers) only answers count, see [`predictions`][hf_lop.ffn.replay.predictions].
+            kind (`str`): one of `REWARDS`.
+
+        Returns:
+            `Reward`: ready to be called.
+
+        Raises:
+            InvalidInputError: if `kind` is unknown, no target is known, or answers are needed and not labelled.
+        """
+        elastic = ElasticModel(model, order)
+        return cls(elastic, record_batches(elastic.model, batches), kind)
+
+    def __call__(self, widths: Sequence[int]) -> Score:
+        """Score widths `[L]`, one per layer.
+
+        Raises:
+            InvalidInputError: if there is not one width per layer, each in [1, dense width].
+        """
+        self.elastic.set_widths(widths)
+        kind = REWARDS[self.kind]
+        sums, weights = [], []
+        for entry, dense in zip(self.recorded, self._dense, strict=True):
+            values = kind.values(self._log_q(entry), entry.target, dense).double()
+            shares, counts = _by_sample(values, entry.sample, kind.join)
+            sums.append(shares)
+            weights.append(counts if kind.join == "mean" else np.ones(len(shares)))
+        return _ratio(np.concatenate(sums), np.concatenate(weights))
+
+    def _log_q(self, entry: Recorded) -> torch.Tensor:
+        return entry.logits(self.elastic.model).float().log_softmax(-1)
+
+
+def _with_targets(recorded: Sequence[Recorded]) -> list[Recorded]:
+    """Leave out predictions whose target is unknown."""
+    known = [entry.select(entry.target != IGNORED) for entry in recorded]
+    known = [entry for entry in known if len(entry.target)]
+    if not known:
+        raise InvalidInputError("No prediction has a known target. Pass samples of at least two tokens.")
+    return known
+
+
+def _by_sample(values: torch.Tensor, sample: torch.Tensor, join: str) -> tuple[np.ndarray, np.ndarray]:
+    """Join values `[K]` by sample `[K]` (their sum, or their minimum), and count them."""
+    index, counts = sample.unique(return_inverse=True, return_counts=True)[1:]
+    shares = values.new_zeros(len(counts))
+    shares = shares.scatter_reduce(0, index, values, "amin" if join == "all" else "sum", include_self=False)
+    return shares.cpu().numpy(), counts.cpu().numpy()
+
+
+def _ratio(sums: np.ndarray, weights: np.ndarray) -> Score:
+    """Sum of sums over sum of weights, with the standard error of a ratio estimate between independent samples."""
+    value, count = float(sums.sum() / weights.sum()), len(sums)
+    residual = sums - value * weights
+    spread = count / (count - 1) * float(residual @ residual) if count > 1 else math.nan
+    return Score(value, math.sqrt(spread) / float(weights.sum()), count)
+
+
+def probe_layers(
+    model: nn.Module,
+    ffns: Sequence[FFN],
+    order: Sequence[torch.Tensor],
+    batches: Iterable[Mapping[str, Any]],
+    ratios: Sequence[float],
+) -> np.ndarray:
+    """Measure what cutting each single layer costs: KL(dense || only layer l cut to ratio r), mean over predictions.
+
+    The additive approximation of operation pruning (DOP) adds these up. A probe of layer l starts at layer l, from what
+    the dense model computed before it, where the layers allow that (checked on every batch). Only one batch of
+    distributions, and of every layer's output, is held at a time; for other memory see [`ElasticModel`].
+
+    Args:
+        model (`nn.Module`): the dense model; only read.
+        ffns (`Sequence[FFN]`): its L FFNs.
+        order (`Sequence[torch.Tensor]`): neurons of each layer from most to least important, `[n] int64`.
+        batches (`Iterable[Mapping]`): model inputs. With `labels` `[B, T]`, only predictions of labelled tokens (not
+            -100) count; without, those of all tokens that are not padding.
+        ratios (`Sequence[float]`): P pruning ratios to probe, each in (0, 1].
+
+    Returns:
+        `np.ndarray`: `[L, P] float64` divergences in nats per prediction.
+
+    Raises:
+        InvalidInputError: if there is no batch with a prediction to score.
+    """
+    elastic = ElasticModel(model, order)
+    runs = LayerRuns(elastic.model, ffns)
+    total, count = np.zeros((len(ffns), len(ratios))), 0
+    recorded = record_batches(elastic.model, batches)
+    with torch.inference_mode():
+        for entry in tqdm(recorded, desc="probing layers", unit="batch"):
+
+            def predict(entry: Recorded = entry) -> torch.Tensor:
+                return entry.logits(elastic.model)
+
+            elastic.set_widths([ffn.width for ffn in ffns])
+            logits, outputs = runs.record(predict)
+            skips = runs.skips_exactly(predict, logits, outputs)
+            dense = logits.float().log_softmax(-1)
+            count += len(dense)
+            for layer, ffn in enumerate(ffns):
+                before = runs.before(layer) if skips else None
+                with runs.skipping(layer, outputs[before]) if before is not None else contextlib.nullcontext():
+                    for column, ratio in enumerate(ratios):
+                        widths = [f.width for f in ffns]
+                        widths[layer] = max(1, round(ffn.width * (1 - ratio)))
+                        elastic.set_widths(widths)
+                        cut = predict().float().log_softmax(-1)
+                        total[layer, column] += float((dense.exp() * (dense - cut)).sum())
+    return total / count
