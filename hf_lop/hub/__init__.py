@@ -1,0 +1,1 @@
+"""Pruned models and pruners as Hub repositories."""

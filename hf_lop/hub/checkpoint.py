@@ -1,0 +1,216 @@
+"""Saving and pushing what hf_lop makes, complete: remote code, processor, card and plot beside weights and config."""
+
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import ModelCard
+
+from hf_lop import modeling_lop
+from hf_lop.hub.cards import MARKER, pruned_model_card, pruner_card
+from hf_lop.hub.companions import PROCESSOR, TERMS, TOKENIZER, copy_companions, matches, write_whole
+from hf_lop.hub.plots import plot_plans, plot_widths
+from hf_lop.hub.pushing import WEIGHTS, open_repository, push_folder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from transformers import PreTrainedModel
+
+    from hf_lop.configuration_lop import LOPConfig
+
+
+def _write_figure(path: Path, figure: "Figure") -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_whole(path, buffer.getvalue())
+
+
+def _write_card(directory: Path, card: ModelCard) -> None:
+    """Write a card unless the folder has one of the user's own."""
+    path = directory / "README.md"
+    if not path.exists() or MARKER in path.read_text(encoding="utf-8", errors="replace"):
+        write_whole(path, f"{card}\n".encode())
+
+
+def auto_map(model_type: str, config_class: str) -> dict[str, str]:
+    """Return the `auto_map` by which every Auto class of a model type loads through `modeling_lop.py`."""
+    from transformers.models.auto import modeling_auto
+
+    found = {"AutoConfig": config_class}
+    for name, auto in vars(modeling_auto).items():
+        mapping: Any = getattr(auto, "_model_mapping", None)
+        if name.startswith("AutoModel") and mapping is not None and model_type in mapping._model_mapping:
+            cls = mapping._model_mapping[model_type]
+            found[name] = cls if isinstance(cls, str) else cls[0]
+    return {name: f"modeling_lop.{cls}" for name, cls in found.items()}
+
+
+def pruned_widths(model: "PreTrainedModel") -> list[int] | None:
+    """Return the width of every layer if hf_lop pruned the model, else None."""
+    if not isinstance(getattr(model.config, "pruning_config", None), dict):
+        return None
+    return modeling_lop.layer_widths(modeling_lop.text_configs(model)[0])
+
+
+def save_pruned_extras(
+    model: "PreTrainedModel", directory: str | Path, repo_id: str | None = None, *, tags: Iterable[str] = ()
+) -> None:
+    """Complete a folder to which transformers saved a pruned model, so that it loads anywhere.
+
+    Adds `modeling_lop.py`, the `auto_map` in config.json, processor files of the model it was loaded from, card and plot.
+
+    Args:
+        model (`PreTrainedModel`): a pruned model.
+        directory (`str` or `Path`): the folder.
+        repo_id (`str`, *optional*): Hub id the card names; else the card names the folder.
+        tags (`Iterable[str]`): further tags of the card.
+    """
+    directory = Path(directory)
+    widths = pruned_widths(model)
+    if widths is None or not (directory / "config.json").is_file():
+        return
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    config["auto_map"] = auto_map(config["model_type"], type(model.config).__name__)
+    write_whole(directory / "config.json", (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+    write_whole(directory / "modeling_lop.py", Path(modeling_lop.__file__).read_bytes())
+
+    made = config["pruning_config"]
+    source, revision = model.name_or_path, getattr(model.config, "_commit_hash", None)
+    if not source or (not Path(source).is_dir() and source.startswith((".", "~", "/", "\\"))):  # a folder that is gone
+        source, revision = made.get("base_model"), made.get("base_revision")
+    base_data = copy_companions(source, revision, directory) if source else {}
+    names = [file.name for file in directory.iterdir()]
+    processor, tokenizer = (any(matches(name, files) for name in names) for files in (PROCESSOR, TOKENIZER))
+    parameters = list(model.parameters())
+    card = pruned_model_card(
+        config,
+        name=repo_id or f"./{directory.resolve().name}",
+        widths=widths,
+        parameters=sum(p.numel() for p in parameters),
+        num_bytes=sum(p.numel() * p.element_size() for p in parameters),
+        processor="AutoProcessor" if processor else "AutoTokenizer" if tokenizer else None,
+        base_data=base_data,
+        tags=[*(model.model_tags or ()), *tags],
+    )
+    _write_card(directory, card)
+    _write_figure(directory / "assets" / "widths.png", plot_widths(widths, made["dense_widths"]))
+
+
+def save_pruner_extras(
+    config: "LOPConfig",
+    plans: Mapping[float, Sequence[int]],
+    directory: str | Path,
+    repo_id: str | None = None,
+    *,
+    tags: Iterable[str] = (),
+) -> None:
+    """Write card and plot of a pruner.
+
+    Args:
+        config (`LOPConfig`): the pruner's config.
+        plans (`Mapping[float, Sequence[int]]`): widths `[L]` it plans, by pruning ratio.
+        directory (`str` or `Path`): folder the pruner was saved to.
+        repo_id (`str`, *optional*): Hub id the card names; else the card names the folder.
+        tags (`Iterable[str]`): further tags of the card.
+    """
+    directory = Path(directory)
+    _write_card(directory, pruner_card(config, plans, name=repo_id or f"./{directory.resolve().name}", tags=tags))
+    _write_figure(directory / "assets" / "plans.png", plot_plans(plans, config.size.widths))
+
+
+# -- In place of transformers' methods ----------------------------------------------------------------------------------
+
+
+def _ordinary(model: "PreTrainedModel") -> bool:
+    """Whether transformers saves this by itself: a model hf_lop did not prune, or adapters, which are saved alone."""
+    return pruned_widths(model) is None or getattr(model, "_hf_peft_config_loaded", False)
+
+
+def save_pretrained(
+    original: Callable[..., None],
+    model: "PreTrainedModel",
+    save_directory: str | os.PathLike[str],
+    is_main_process: bool = True,
+    state_dict: dict[str, Any] | None = None,
+    push_to_hub: bool = False,
+    *args: Any,
+    **kwargs: Any,
+) -> None:
+    """Save as transformers does; the folder of a model that hf_lop pruned gets all it needs to load anywhere.
+
+    Args:
+        original (`Callable`): transformers' `PreTrainedModel.save_pretrained`.
+        model (`PreTrainedModel`): any model.
+        save_directory (`str` or `os.PathLike`): folder to write.
+        is_main_process (`bool`): other processes write nothing beyond what transformers writes.
+        state_dict (`dict`, *optional*): see transformers.
+        push_to_hub (`bool`): push what was saved, in one commit.
+        *args: see transformers.
+        **kwargs: see transformers; for a pruned model `repo_id` is also the name its card uses.
+    """
+    if _ordinary(model):
+        return original(model, save_directory, is_main_process, state_dict, push_to_hub, *args, **kwargs)
+    directory = Path(save_directory)
+    repo_id, tags = kwargs.pop("repo_id", None), kwargs.pop("tags", ())
+    texts = {key: kwargs.pop(key, None) for key in ("commit_message", "commit_description")}
+    target = {key: kwargs.pop(key, None) for key in ("private", "revision")}
+    target["create_pr"] = kwargs.pop("create_pr", False)
+    main = model.should_save_on_this_rank(is_main_process)
+    if push_to_hub and main:
+        api, repo_id, own_card = open_repository(repo_id or directory.name, token=kwargs.get("token"), **target)
+    before = _file_times(directory)
+    original(model, save_directory, is_main_process, state_dict, False, *args, **kwargs)
+    if main:
+        if kwargs.get("variant") is None:
+            _remove_stale_weights(directory)
+        save_pruned_extras(model, directory, repo_id, tags=tags)
+    if push_to_hub and main:
+        saved = [name for name, time in _file_times(directory).items() if before.get(name) != time]
+        target.pop("private")
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=directory,
+            allow_patterns=[*saved, *PROCESSOR, *TOKENIZER, *TERMS],
+            ignore_patterns=None if own_card is None else ["README.md"],
+            delete_patterns=list(WEIGHTS),
+            **target,
+            **{**texts, "commit_message": texts["commit_message"] or "Upload model"},
+        )
+    return None
+
+
+def _remove_stale_weights(directory: Path) -> None:
+    """Remove what an earlier save in the other layout left: loaders prefer a whole file to shards, old or not."""
+    whole, shard, index = WEIGHTS
+    stale = whole if any(directory.glob(shard)) else index  # transformers removes old shards itself
+    (directory / stale).unlink(missing_ok=True)
+
+
+def _file_times(directory: Path) -> dict[str, int]:
+    return {f.relative_to(directory).as_posix(): f.stat().st_mtime_ns for f in directory.rglob("*") if f.is_file()}
+
+
+def push_to_hub(original: Callable[..., Any], model: "PreTrainedModel", repo_id: str, **kwargs: Any) -> Any:
+    """Push as transformers does; a model that hf_lop pruned is pushed with all its files and its card in one commit.
+
+    Args:
+        original (`Callable`): transformers' `PreTrainedModel.push_to_hub`.
+        model (`PreTrainedModel`): any model.
+        repo_id (`str`): Hub repository.
+        **kwargs: see transformers.
+
+    Returns:
+        `CommitInfo`: the commit, with its URL.
+    """
+    if _ordinary(model):
+        return original(model, repo_id, **kwargs)
+    tags = kwargs.pop("tags", None) or ()
+    sharding = {key: kwargs.pop(key) for key in ("max_shard_size",) if key in kwargs}
+
+    def save(folder: Path, repo_id: str) -> None:
+        model.save_pretrained(folder, repo_id=repo_id, tags=[tags] if isinstance(tags, str) else tags, **sharding)
+
+    return push_folder(save, repo_id, **kwargs)

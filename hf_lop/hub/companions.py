@@ -1,0 +1,83 @@
+"""The files of a base model that its pruned checkpoints need: processor, tokenizer, chat template, license."""
+
+import fnmatch
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HFValidationError
+
+PROCESSOR = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+TOKENIZER = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "*.tiktoken",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+TERMS = ("LICENSE*", "NOTICE*", "USE_POLICY*")
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        file.write(data)
+    os.chmod(file.name, 0o644)  # temporary files are private, repositories are not
+    os.replace(file.name, path)
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a file name is one of these, or like one of these."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def copy_companions(source: str | Path, revision: str | None, destination: str | Path) -> dict[str, Any]:
+    """Copy processor, tokenizer, chat template and license of a base model beside pruned weights.
+
+    Only files of known names at the top level are copied, and only where missing: never weights, code or a card.
+
+    Args:
+        source (`str` or `Path`): folder, or Hub id; offline, the local cache is used.
+        revision (`str`, *optional*): commit, for a Hub id.
+        destination (`str` or `Path`): folder to copy to.
+
+    Returns:
+        `dict`: the metadata of the base model's card, empty without one.
+    """
+    folder, patterns = Path(source), (*PROCESSOR, *TOKENIZER, *TERMS)
+    if not folder.is_dir():
+        try:
+            wanted = [*patterns, "README.md"]
+            folder = Path(huggingface_hub.snapshot_download(str(source), revision=revision, allow_patterns=wanted))
+        except (OSError, HFValidationError) as error:
+            warnings.warn(
+                f"The processor files of {source} could not be read ({type(error).__name__}), so they are not saved. "
+                "Save them yourself: AutoProcessor.from_pretrained(...).save_pretrained(folder).",
+                stacklevel=2,
+            )
+            return {}
+    for file in sorted(folder.iterdir()):
+        target = Path(destination) / file.name
+        if file.is_file() and matches(file.name, patterns) and not target.exists():
+            write_whole(target, file.read_bytes())
+    try:
+        metadata: dict[str, Any] = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data.to_dict()
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}  # no card, or one that the Hub cannot read either
+    return metadata

@@ -1,0 +1,38 @@
+"""Remembers the commit a config was read from: transformers resolves it while loading, and then forgets it."""
+
+import functools
+from typing import Any
+
+
+def install() -> None:
+    """Let `config._commit_hash` be the commit of a config read from the Hub or its cache. Idempotent.
+
+    Provenance needs it: which commit of the base model was pruned, and by which commit of the pruner. The attribute never
+    reaches a config.json, transformers leaves it out.
+    """
+    from transformers.configuration_utils import PreTrainedConfig
+    from transformers.utils.hub import extract_commit_hash
+
+    read: Any = PreTrainedConfig._dict_from_json_file.__func__  # type: ignore[attr-defined]
+    build: Any = PreTrainedConfig.from_dict.__func__  # type: ignore[attr-defined]
+    if getattr(read, "_lop", False):
+        return
+
+    @functools.wraps(read)
+    def _dict_from_json_file(cls: Any, json_file: Any) -> dict[str, Any]:
+        config_dict: dict[str, Any] = read(cls, json_file)
+        if commit := extract_commit_hash(str(json_file), None):
+            config_dict["_commit_hash"] = commit
+        return config_dict
+
+    @functools.wraps(build)
+    def from_dict(cls: Any, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        result = build(cls, config_dict, **kwargs)
+        config = result[0] if isinstance(result, tuple) else result
+        if commit := config_dict.get("_commit_hash"):
+            config._commit_hash = commit
+        return result
+
+    _dict_from_json_file._lop = True  # type: ignore[attr-defined]
+    PreTrainedConfig._dict_from_json_file = classmethod(_dict_from_json_file)  # type: ignore[assignment, method-assign]
+    PreTrainedConfig.from_dict = classmethod(from_dict)  # type: ignore[arg-type, assignment, method-assign]

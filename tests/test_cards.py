@@ -1,0 +1,235 @@
+import ast
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from hf_lop import __version__
+from hf_lop.configuration_lop import LOPConfig
+from hf_lop.hub.cards import MARKER, pruned_model_card, pruner_card
+from hf_lop.hub.checkpoint import auto_map, save_pruner_extras
+from hf_lop.hub.companions import copy_companions
+from hf_lop.hub.plots import plot_plans, plot_widths
+
+GOLDEN = Path(__file__).parent / "golden"
+DENSE = [1000] * 6
+CONFIG = {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "model_type": "qwen2_5_vl",
+    "auto_map": auto_map("qwen2_5_vl", "Qwen2_5_VLConfig"),
+    "pruning_config": {
+        "method": "lop",
+        "ratio": 0.3,
+        "base_model": "org/base",
+        "base_revision": "0123456789abcdef0123456789abcdef01234567",
+        "pruner": "org/lop-base",
+        "pruner_revision": None,
+        "criterion": "l2",
+        "round_to": 8,
+        "dense_widths": DENSE,
+        "dense_parameters": 2_000_000,
+        "dense_bytes": 4_000_000,
+        "hf_lop_version": __version__,
+    },
+}
+PRUNED = {"widths": [900, 400, 700, 700, 500, 1000], "parameters": 1_654_400, "num_bytes": 3_308_800}
+LOP = {
+    "base_model": "org/base",
+    "base_revision": "0123456789abcdef0123456789abcdef01234567",
+    "base_model_type": "qwen2_5_vl",
+    "base_size": {
+        "widths": DENSE,
+        "hidden_size": 64,
+        "projections": 3,
+        "parameters": 2_000_000,
+        "num_bytes": 4_000_000,
+        "flops": 3_000_000,
+        "neuron_parameters": [192] * 6,
+        "neuron_bytes": [384] * 6,
+    },
+    "calibration": {"dataset": "org/data | train", "samples": 400, "seed": 0},
+    "predictor_loss": 1.25e-4,
+    "max_ratio": 0.8,
+    "search_table": [{"ratio": 0.5, "ratios": [0.5] * 6}],
+}
+PLANS = {0.2: [900, 700, 800, 700, 700, 1000], 0.3: PRUNED["widths"], 0.5: [700, 200, 400, 500, 300, 900]}
+
+
+def cards():
+    return {
+        "pruned_model": pruned_model_card(
+            CONFIG,
+            name="me/base-lop30",
+            processor="AutoProcessor",
+            base_data={"license": "mit", "language": ["en"], "datasets": ["x"]},
+            tags=["chat"],
+            **PRUNED,
+        ),
+        "pruner": pruner_card(LOPConfig(**LOP), PLANS, name="org/lop-base"),
+    }
+
+
+@pytest.mark.parametrize("name", ["pruned_model", "pruner"])
+def test_card_is_the_golden_one(name):
+    """Write the golden cards anew with UPDATE_GOLDEN=1."""
+    path, card = GOLDEN / f"{name}.md", str(cards()[name]).replace(__version__, "VERSION")
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(card, encoding="utf-8")
+    assert card == path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["pruned_model", "pruner"])
+def test_metadata_is_plain_yaml(name):
+    text = str(cards()[name])
+    metadata = yaml.safe_load(text.split("---")[1])  # safe_load refuses Python objects
+    assert metadata["base_model"] == "org/base"
+    assert "lop" in metadata["tags"]
+    assert "None" not in text
+    assert "{{" not in text.split("```bibtex")[0]
+    assert ModelCard(text).data.to_dict() == metadata
+
+
+def test_pruned_card_takes_the_license_of_the_base_model():
+    data = cards()["pruned_model"].data.to_dict()
+    assert (data["license"], data["language"]) == ("mit", ["en"])
+    assert "datasets" not in data
+    assert data["pipeline_tag"] == "image-text-to-text"
+    assert data["tags"] == ["lop", "pruned", "chat"]
+
+
+@pytest.mark.parametrize("name", ["pruned_model", "pruner"])
+def test_code_blocks_are_the_first_thing_and_compile(name):
+    body = cards()[name].text.strip()
+    assert body.index("```python") < 400
+    blocks = re.findall(r"```python\n(.*?)```", body, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        compile(block, name, "exec")
+
+
+def test_unknown_facts_are_left_out():
+    config = CONFIG | {"auto_map": auto_map("qwen2", "Qwen2Config"), "architectures": ["Qwen2ForCausalLM"]}
+    config["pruning_config"] = config["pruning_config"] | dict.fromkeys(("base_model", "base_revision", "pruner"))
+    text = str(pruned_model_card(config, name="./out", **PRUNED))
+    assert "on no Hub repository" in text
+    assert 'AutoModelForCausalLM.from_pretrained("./out")' in text
+    assert "None" not in text
+    assert "Processor" not in text
+    text = str(
+        pruner_card(
+            LOPConfig(**LOP | {"base_model": None, "calibration": None, "predictor_loss": None}), {}, name="./p"
+        )
+    )
+    assert "None" not in text
+    assert "not recorded" in text
+
+
+def test_another_dtype_is_not_sold_as_pruning():
+    text = str(pruned_model_card(CONFIG, name="me/x", **PRUNED | {"num_bytes": 1_654_400}))
+    assert "2 bytes per parameter before, 1 after" in text
+    assert "bytes per parameter" not in str(cards()["pruned_model"])
+
+
+def test_hostile_names_stay_data():
+    name = 'me/x"); import os; ("'
+    blocks = re.findall(r"```python\n(.*?)```", str(pruned_model_card(CONFIG, name=name, **PRUNED)), re.DOTALL)
+    imported = {
+        alias.name for block in blocks for node in ast.walk(ast.parse(block)) for alias in getattr(node, "names", ())
+    }
+    assert imported == {"hf_lop", "AutoModelForImageTextToText"}
+    calibration = {"dataset": "a|b\n\n# Title <script>"}
+    card = str(pruner_card(LOPConfig(**LOP | {"calibration": calibration}), PLANS, name="org/p"))
+    assert "| calibration: dataset | a\\|b # Title &lt;script> |" in card
+
+
+def test_a_card_of_ones_own_is_kept(tmp_path):
+    config = LOPConfig(**LOP)
+    save_pruner_extras(config, PLANS, tmp_path, "org/first")
+    save_pruner_extras(config, PLANS, tmp_path, "org/second")
+    assert "org/second" in (tmp_path / "README.md").read_text()
+    assert (tmp_path / "assets" / "plans.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "README.md").write_text((tmp_path / "README.md").read_text().replace(MARKER, ""))
+    save_pruner_extras(config, PLANS, tmp_path, "org/third")
+    assert "org/second" in (tmp_path / "README.md").read_text()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "assets"]  # and no temporary file
+
+
+def test_companions_are_copied_by_name_and_never_over_a_file(tmp_path):
+    source, destination = tmp_path / "base", tmp_path / "out"
+    for path in (source / "tokenizer", destination):
+        path.mkdir(parents=True)
+    wanted = [
+        "tokenizer.json",
+        "merges.txt",
+        "preprocessor_config.json",
+        "chat_template.jinja",
+        "LICENSE",
+        "qwen.tiktoken",
+    ]
+    unwanted = [
+        "model.safetensors",
+        "processing_x.py",
+        "tokenizer.pkl",
+        "config.json",
+        "training_args.bin",
+        "tokenizer/vocab.txt",
+    ]
+    for name in (*wanted, *unwanted):
+        (source / name).write_text("base")
+    (source / "README.md").write_text("---\nlicense: mit\n---\n# base\n")
+    (destination / "merges.txt").write_text("own")
+    assert copy_companions(source, None, destination) == {"license": "mit"}
+    assert sorted(p.name for p in destination.iterdir()) == sorted(wanted)
+    assert (destination / "merges.txt").read_text() == "own"
+
+
+@pytest.mark.parametrize("source", ["nobody/nothing", "not a repository id!"])
+def test_a_base_model_out_of_reach_is_a_warning(tmp_path, source):
+    with pytest.warns(UserWarning, match="Save them yourself"):
+        assert copy_companions(source, None, tmp_path) == {}
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("layers", [1, 8, 80])
+def test_plots_show_every_layer_and_leave_pyplot_alone(tmp_path, layers):
+    loaded = "matplotlib.pyplot" in sys.modules
+    figure = plot_widths([i * 10 + 1 for i in range(layers)], [1000] * layers, tmp_path / "w.png", title="Title")
+    (axis,) = figure.axes
+    assert axis.get_title(loc="left") == "Title"
+    assert len(axis.texts) == layers
+    assert (tmp_path / "w.png").read_bytes().startswith(b"\x89PNG")
+    assert len(plot_plans({0.2: [8] * layers, 0.5: [5] * layers}, [10] * layers).axes) == 2
+    assert loaded or "matplotlib.pyplot" not in sys.modules
+
+
+def test_auto_map_covers_every_auto_class():
+    assert auto_map("qwen2_5_vl", "Qwen2_5_VLConfig") == {
+        "AutoConfig": "modeling_lop.Qwen2_5_VLConfig",
+        "AutoModel": "modeling_lop.Qwen2_5_VLModel",
+        "AutoModelForImageTextToText": "modeling_lop.Qwen2_5_VLForConditionalGeneration",
+        "AutoModelForMultimodalLM": "modeling_lop.Qwen2_5_VLForConditionalGeneration",
+    }
+    llama = auto_map("llama", "LlamaConfig")
+    assert llama["AutoModelForCausalLM"] == "modeling_lop.LlamaForCausalLM"
+    assert llama["AutoModelForSequenceClassification"] == "modeling_lop.LlamaForSequenceClassification"
+
+
+def test_card_loads_the_class_that_was_saved():
+    config = CONFIG | {
+        "auto_map": auto_map("llama", "LlamaConfig"),
+        "architectures": ["LlamaForSequenceClassification"],
+    }
+    card = pruned_model_card(config, name="me/x", **PRUNED)
+    assert 'AutoModelForSequenceClassification.from_pretrained("me/x")' in str(card)
+    assert card.data.pipeline_tag is None
+
+
+@pytest.mark.parametrize("card", [b"---\nfoo: [\n---\n", b"---\n- a\n---\n", b"# no metadata\n", b"\xff\xfe"])
+def test_a_broken_card_of_the_base_model_is_passed_over(tmp_path, card):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "README.md").write_bytes(card)
+    assert copy_companions(tmp_path / "base", None, tmp_path) == {}
