@@ -1,0 +1,231 @@
+"""All methods on one model at the same ratios, judged on data that neither calibration nor search has seen."""
+
+import copy
+import functools
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from hf_lop.comparison import Comparison, Key, Row, Rows
+from hf_lop.divergence import DenseTop
+from hf_lop.errors import InvalidInputError
+from hf_lop.ffn.discovery import prunable_ffns
+from hf_lop.ffn.elastic import shadow
+from hf_lop.ffn.importance import output_weight
+from hf_lop.ffn.moments import second_moments
+from hf_lop.ffn.recovery import recover_fold, recover_lstsq, set_output_weights
+from hf_lop.ffn.replay import IGNORED, record_batches
+from hf_lop.ffn.size import ModelSize, measure_size
+from hf_lop.ffn.slicing import slice_ffns
+from hf_lop.fitting import Batches, fingerprint
+from hf_lop.methods import METHODS, choose
+from hf_lop.modeling_lop import FFN
+from hf_lop.plan import Plan, plan_budget
+from hf_lop.rewards import REWARDS, Score, _by_sample, _ratio
+
+if TYPE_CHECKING:
+    from hf_lop.pruner import LOPPruner
+
+RECOVERIES = (None, "fold", "lstsq")
+MOMENTS_BYTES = 2**32  # second moments of all layers that wait in memory for the next row
+
+
+def compare(
+    pruners: "Sequence[LOPPruner]",
+    model: PreTrainedModel,
+    report: Batches,
+    *,
+    ratios: Sequence[float] = (0.2, 0.3, 0.5, 0.7),
+    methods: Sequence[str] = tuple(METHODS),
+    recover: Sequence[str | None] = (None,),
+    data: Batches | None = None,
+    rewards: Sequence[str] = ("perplexity",),
+    folder: str | Path | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Prune a model by every method at every ratio, with every recovery, and judge each result on the report batches.
+
+    Every row is a really pruned copy of the model; vision towers run once per batch in all, as the decoder's inputs are
+    recorded. Memory: the model twice, and with "lstsq" up to 4 GB of second moments.
+
+    Args:
+        pruners (`Sequence[LOPPruner]`): one per seed, fitted to this model on different draws of data; the spread over
+            them is the error that the tables state.
+        model (`PreTrainedModel`): the dense model; only read.
+        report (`Iterable[Mapping]`): batches that no pruner was calibrated or searched on. With `labels` only answers count.
+        ratios (`Sequence[float]`): target ratios R, in (0, 1).
+        methods (`Sequence[str]`): of `METHODS`.
+        recover (`Sequence`): of None, "fold" and "lstsq".
+        data (`Iterable[Mapping]`, *optional*): batches for "lstsq", none of them a report batch.
+        rewards (`Sequence[str]`): of `REWARDS`.
+        folder (`str` or `Path`, *optional*): keeps finished rows in `rows.jsonl`; the same call resumes there, and a call
+            with more methods, ratios or recoveries adds to them.
+        progress (`bool`): show a progress bar on stderr.
+
+    Returns:
+        `Comparison`: the dense row, and one per seed, method, ratio and recovery.
+
+    Raises:
+        UnsupportedModelError: if the model cannot be pruned.
+        CheckpointMismatchError: if a pruner was made for another model.
+        InvalidInputError: if an argument is unknown, a pruner or the recovery has seen the report batches, or the folder
+            belongs to another comparison.
+    """
+    pruners, report, data = list(pruners), list(report), list(data or [])
+    ffns = prunable_ffns(model)
+    size = measure_size(model, ffns)
+    check_arguments(pruners, ratios, methods, recover, rewards, data)
+    for pruner in pruners:
+        pruner.config.check_fits(model, size, strict=False)
+    _check_unseen(pruners, report, data)
+    settings = {
+        "model": {"type": model.config.model_type, **asdict(size)},
+        "weights": fingerprint([{"last output projection": output_weight(model, ffns[-1])}]),
+        "report_sha256": fingerprint(report),
+        "recovery_sha256": fingerprint(data) if data else None,
+        "pruners": [_identity(pruner) for pruner in pruners],
+        "rewards": list(rewards),
+    }
+    rows = Rows(folder, json.loads(json.dumps(settings)))
+    wanted: list[Key] = [("dense", 0.0, None, None)] + [
+        (method, float(ratio), recovery, seed)
+        for seed in range(len(pruners))
+        for method in dict.fromkeys(methods)
+        for ratio in sorted({*ratios})
+        for recovery in dict.fromkeys(recover)
+    ]
+    missing = [key for key in wanted if key not in rows.known]
+    if not missing:
+        return Comparison(tuple(rows.known[key] for key in wanted), rows.settings)
+    twin = shadow(model)
+    judge = _Judge(twin, report, rewards)
+
+    @functools.cache
+    def kept_moments() -> list[torch.Tensor]:
+        return list(second_moments(model, data, ffns, memory=MOMENTS_BYTES))
+
+    def moments() -> Iterable[torch.Tensor]:
+        fit = sum(4 * width**2 for width in size.widths) <= MOMENTS_BYTES
+        return kept_moments() if fit else second_moments(model, data, ffns)
+
+    for key in tqdm(missing, desc="comparing", unit="row", disable=not progress):
+        method, ratio, recovery, seed = key
+        if seed is None:
+            rows.add(Row.of(key, judge(twin), size.widths, size, None))
+            continue
+        pruner = pruners[seed]
+        _prepare(pruner, model, ffns, size, method, ratio)  # the first call allocates and loads; the second is timed
+        start = time.perf_counter()
+        plan, kept = _prepare(pruner, model, ffns, size, method, ratio)
+        seconds = time.perf_counter() - start
+        outputs = None
+        if recovery == "fold":
+            outputs = recover_fold(model, ffns, kept, pruner.statistics())
+        elif recovery == "lstsq":
+            outputs = recover_lstsq(model, ffns, kept, moments())
+        pruned = copy.deepcopy(model).eval()
+        cut = slice_ffns(pruned, kept)
+        if outputs is not None:
+            set_output_weights(pruned, cut, outputs)
+        rows.add(Row.of(key, judge(pruned), plan.widths, size, seconds))
+    return Comparison(tuple(rows.known[key] for key in wanted), rows.settings)
+
+
+def _identity(pruner: "LOPPruner") -> str:
+    """Fingerprint of everything that a pruner plans with."""
+    table = [[row["ratio"], *row["ratios"]] for row in pruner.config.search_table or []]
+    return fingerprint([{**pruner.state_dict(), "search_table": torch.tensor(table, dtype=torch.float64)}])
+
+
+def _prepare(
+    pruner: "LOPPruner", model: nn.Module, ffns: Sequence[FFN], size: ModelSize, method: str, ratio: float
+) -> tuple[Plan, list[torch.Tensor]]:
+    """Plan one target and choose the neurons that stay."""
+    ratios, order = choose(method, pruner, model, ffns)
+    weight = output_weight(model, ffns[0])
+    plan = plan_budget(ratios, size, {"ratio": ratio}, round_to=1, device=weight.device, dtype=weight.dtype)
+    return plan, [neurons[:width] for neurons, width in zip(order, plan.widths, strict=True)]
+
+
+class _Judge:
+    """Several rewards at once, of any model that was cut from the recorded one: one run of its decoder gives them all."""
+
+    def __init__(self, dense: nn.Module, report: Batches, kinds: Sequence[str]) -> None:
+        self.kinds, self.recorded = kinds, record_batches(dense, report)
+        if not all(entry.labelled for entry in self.recorded) and any(REWARDS[kind].needs_labels for kind in kinds):
+            raise InvalidInputError(
+                f"Of the rewards {', '.join(kinds)} one needs to know the answers, and a report batch has no labels. Pass "
+                'labels (-100 outside of the answers), or use the rewards "divergence" and "perplexity".'
+            )
+        if not any(bool((entry.target != IGNORED).any()) for entry in self.recorded):
+            raise InvalidInputError("No prediction has a known target. Pass report samples of at least two tokens.")
+        self._dense: list[DenseTop | None] = [None] * len(self.recorded)
+        if "divergence" in kinds:
+            self._dense = [DenseTop.of(entry.logits(dense).float().log_softmax(-1)) for entry in self.recorded]
+
+    def __call__(self, model: nn.Module) -> dict[str, Score]:
+        shares: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {kind: [] for kind in self.kinds}
+        for entry, dense in zip(self.recorded, self._dense, strict=True):
+            log_q = entry.logits(model).float().log_softmax(-1)
+            known = entry.target != IGNORED
+            for kind, found in shares.items():
+                counts = torch.ones_like(known) if kind == "divergence" else known
+                values = REWARDS[kind].values(log_q, entry.target.clamp_min(0), dense)[counts].double()
+                sums, weights = _by_sample(values, entry.sample[counts], REWARDS[kind].join)
+                found.append((sums, weights if REWARDS[kind].join == "mean" else np.ones(len(sums))))
+        joined = {kind: [np.concatenate(part) for part in zip(*found, strict=True)] for kind, found in shares.items()}
+        return {kind: _ratio(sums, weights) for kind, (sums, weights) in joined.items()}
+
+
+def check_arguments(
+    pruners: Sequence[Any],
+    ratios: Sequence[float],
+    methods: Sequence[str],
+    recover: Sequence[str | None],
+    rewards: Sequence[str],
+    data: Sequence[Any] | None,
+) -> None:
+    """Refuse what cannot be compared, before anything is measured; see [`compare`]."""
+    known: dict[str, tuple[Sequence[Any], Iterable[Any] | None]] = {
+        "pruners": (pruners, None),
+        "ratios": (ratios, None),
+        "methods": (methods, METHODS),
+        "recover": (recover, RECOVERIES),
+        "rewards": (rewards, REWARDS),
+    }
+    for name, (values, choices) in known.items():
+        if not values:
+            raise InvalidInputError(f"{name} is empty, so there is nothing to compare. Pass at least one.")
+        if choices is not None and (unknown := [value for value in values if value not in choices]):
+            raise InvalidInputError(f"{name} has {unknown[0]!r}; choose from {', '.join(map(str, choices))}.")
+    if wrong := [ratio for ratio in ratios if not 0 < ratio < 1]:
+        raise InvalidInputError(f"ratios has {wrong[0]}; each must be in (0, 1), the dense model is always compared.")
+    if "lstsq" in recover and not data:
+        raise InvalidInputError('recover="lstsq" needs data, batches of model inputs. Pass data=..., or use "fold".')
+
+
+def _check_unseen(
+    pruners: "Sequence[LOPPruner]", report: Sequence[Mapping[str, Any]], data: Sequence[Mapping[str, Any]]
+) -> None:
+    """Refuse report batches that calibration, search or recovery used."""
+    print_ = fingerprint(report)
+    for seed, pruner in enumerate(pruners):
+        for use in ("calibration", "search"):
+            if (pruner.config.calibration or {}).get(f"{use}_sha256") == print_:
+                raise InvalidInputError(
+                    f"The report batches are the {use} data of pruner {seed} (fingerprint {print_}), so they would flatter "
+                    "it. Pass data that no pruner has seen."
+                )
+    if {fingerprint([batch]) for batch in report} & {fingerprint([batch]) for batch in data}:
+        raise InvalidInputError(
+            "A report batch is among the batches for recovery, so it would flatter it. Pass other batches as data."
+        )

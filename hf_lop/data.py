@@ -1,0 +1,185 @@
+"""From what users have, chats with pictures or plain text, to batches of model inputs, in splits that never overlap."""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_lop.errors import InvalidInputError, MissingDependencyError
+
+IGNORED = -100
+
+
+def read_rows(source: str, *, split: str = "train") -> Any:
+    """Read samples from a file or a dataset on the Hub.
+
+    Args:
+        source (`str`): a .json, .jsonl, .parquet, .csv or .txt file, or a dataset's Hub id.
+        split (`str`): split of a Hub dataset.
+
+    Returns:
+        `datasets.Dataset`: its rows, see [`as_messages`].
+
+    Raises:
+        InvalidInputError: if the file does not exist or is of another kind.
+        MissingDependencyError: if the package datasets is not installed.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingDependencyError('Reading data needs datasets. Run: pip install "hf-lop[demo]"') from error
+    path = Path(source)
+    builders = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
+    if path.suffix in builders:
+        if not path.is_file():
+            raise InvalidInputError(f"{source} is no file. Pass a file, or the Hub id of a dataset.")
+        return datasets.load_dataset(builders[path.suffix], data_files=str(path), split="train")
+    if path.exists():
+        raise InvalidInputError(f"{source} is of no known kind; pass a file ending in {', '.join(builders)}.")
+    return datasets.load_dataset(source, split=split)
+
+
+def split_rows(rows: Sequence[Any], parts: Sequence[int], seed: int = 0) -> list[list[Any]]:
+    """Draw disjoint parts at random, such as calibration and search; what is left over is nobody's.
+
+    A part depends on the sizes of the parts before it, never on those after it.
+
+    Args:
+        rows (`Sequence`): all samples, a list or a `datasets.Dataset`.
+        parts (`Sequence[int]`): number of samples of each part.
+        seed (`int`): of the draw.
+
+    Returns:
+        `list[list]`: the parts.
+
+    Raises:
+        InvalidInputError: if a part is empty, or there are too few rows.
+    """
+    if min(parts) < 1 or sum(parts) > len(rows):
+        raise InvalidInputError(
+            f"{len(rows)} rows cannot be split into parts of {list(parts)}. Each needs at least one row, and together "
+            "they need no more than there are: pass fewer samples, or more data."
+        )
+    drawn = iter(random.Random(seed).sample(range(len(rows)), len(rows)))  # sampling fewer would draw others
+    return [[rows[next(drawn)] for _ in range(count)] for count in parts]
+
+
+def as_messages(row: Any) -> list[dict[str, Any]]:
+    """Return one sample as a chat.
+
+    Args:
+        row: a list of messages; or a mapping with `messages`; or one with `question` and `answer`, and `image` or
+            `images` (PIL images or paths) where there are pictures.
+
+    Raises:
+        InvalidInputError: if it is none of these.
+    """
+    if isinstance(row, Mapping):
+        if row.get("messages"):
+            row = row["messages"]
+        elif "question" in row and "answer" in row:
+            pictures = row.get("images") or ([row["image"]] if row.get("image") is not None else [])
+            content = [{"type": "image", "image": picture} for picture in pictures]
+            return [
+                {"role": "user", "content": [*content, {"type": "text", "text": str(row["question"])}]},
+                {"role": "assistant", "content": [{"type": "text", "text": str(row["answer"])}]},
+            ]
+    if isinstance(row, list) and row and all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in row):
+        return [dict(message) for message in row]
+    keys = sorted(row) if isinstance(row, Mapping) else type(row).__name__
+    raise InvalidInputError(
+        f"A sample has {keys}; it must have messages, or question and answer (and image), or text."
+    )
+
+
+def model_batches(
+    processor: Any, rows: Sequence[Any], *, batch_size: int = 8, max_length: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """Turn samples into batches of model inputs, padded on the left.
+
+    Args:
+        processor: the model's processor or tokenizer.
+        rows (`Sequence`): chats (see [`as_messages`]), or plain texts (strings, or mappings with `text`).
+        batch_size (`int`): samples per batch.
+        max_length (`int`, *optional*): tokens at which plain texts are cut.
+
+    Yields:
+        `dict`: what the model's forward takes. Chats that end with an answer also have `labels` `[B, T] int64`, which are
+        -100 except in that answer.
+
+    Raises:
+        InvalidInputError: if a sample is neither a chat nor a text.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if tokenizer.pad_token is None:
+        batch_size = 1  # nothing to pad with
+    for start in range(0, len(rows), batch_size):
+        part = [rows[index] for index in range(start, min(start + batch_size, len(rows)))]
+        texts = [
+            row if isinstance(row, str) else row.get("text") if isinstance(row, Mapping) else None for row in part
+        ]
+        if all(isinstance(text, str) and text.strip() for text in texts):
+            cut = {"truncation": True, "max_length": max_length} if max_length else {}
+            yield dict(tokenizer(texts, **_padding(len(texts)), **cut))
+        else:
+            yield _chats(processor, [as_messages(row) for row in part])
+
+
+def _padding(samples: int) -> dict[str, Any]:
+    return {"return_tensors": "pt", **({"padding": True, "padding_side": "left"} if samples > 1 else {})}
+
+
+def _chats(processor: Any, chats: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    inputs = _render(processor, chats, add_generation_prompt=False)
+    if all(chat[-1]["role"] == "assistant" for chat in chats):
+        prompts = _render(processor, [chat[:-1] for chat in chats], add_generation_prompt=True)
+        lengths = inputs["attention_mask"].sum(1) - prompts["attention_mask"].sum(1)
+        labels = torch.full_like(inputs["input_ids"], IGNORED)
+        for index, length in enumerate(lengths.tolist()):
+            # Templates that close a turn differently before an answer give no clear start of it; then all tokens count.
+            if length < 1 or not _starts_with(inputs, prompts, index, length):
+                return inputs
+            labels[index, -length:] = inputs["input_ids"][index, -length:]
+        inputs["labels"] = labels
+    return inputs
+
+
+def _starts_with(inputs: dict[str, Any], prompts: dict[str, Any], index: int, length: int) -> bool:
+    whole = inputs["input_ids"][index][inputs["attention_mask"][index].bool()]
+    prompt = prompts["input_ids"][index][prompts["attention_mask"][index].bool()]
+    return torch.equal(whole[: len(whole) - length], prompt)
+
+
+def _render(processor: Any, chats: list[list[dict[str, Any]]], *, add_generation_prompt: bool) -> dict[str, Any]:
+    """Apply the chat template; a tokenizer takes text contents only, so parts are joined for it."""
+    options = _padding(len(chats))
+    if hasattr(processor, "tokenizer"):
+        return dict(
+            processor.apply_chat_template(
+                chats,
+                tokenize=True,
+                return_dict=True,
+                add_generation_prompt=add_generation_prompt,
+                processor_kwargs=options,
+            )
+        )
+    plain = [[{**message, "content": _text(message["content"])} for message in chat] for chat in chats]
+    side = options.pop("padding_side", None)
+    return dict(
+        processor.apply_chat_template(
+            plain,
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=add_generation_prompt,
+            tokenizer_kwargs={"padding_side": side} if side else None,
+            **options,
+        )
+    )
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text", "") for part in content)
