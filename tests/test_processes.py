@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import pickle
 import socket
@@ -13,14 +14,16 @@ import time
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hf_lop import demo
 from hf_lop.errors import InvalidInputError, ProcessError
 from hf_lop.ffn.discovery import prunable_ffns
-from hf_lop.ffn.statistics import Statistics, collect_statistics
+from hf_lop.ffn.statistics import Statistics, _Accumulator, collect_statistics
 from hf_lop.processes import Processes, launched
 from hf_lop.pruner import LOPPruner
-from hf_lop.rewards import REWARDS, Reward, probe_layers
+from hf_lop.rewards import REWARDS, Reward, _ratio, probe_layers
 from tests.conftest import text_batches
 from tests.test_rewards import WIDTHS, answered, orders
 from tests.tiny_models import tiny_inputs, tiny_model
@@ -129,6 +132,44 @@ def test_statistics_are_those_of_one_process(llama, count, padded):
     for found in in_threads(count, work):
         assert all(equal(one, other) for one, other in zip(found, expected, strict=True))
     assert sorted(ran) == sorted(index % count for index in range(4))
+
+
+def test_statistics_are_added_up_in_the_order_of_the_batches(llama, monkeypatch):
+    """Rounding differs with the order, by less than most tests of the result would see."""
+    add, added = _Accumulator.add, {}
+
+    def note(accumulator, sums):
+        added.setdefault(id(accumulator), []).append(sums.tokens)
+        add(accumulator, sums)
+
+    monkeypatch.setattr(_Accumulator, "add", note)
+    batches = [{"input_ids": torch.arange(3, 3 + length).unsqueeze(0)} for length in (5, 9, 4, 7, 6)]
+    in_threads(2, lambda processes: collect_statistics(copy.deepcopy(llama), batches, processes=processes) and None)
+    assert list(added.values()) == [[5, 9, 4, 7, 6]] * 2 * 4  # two processes, four layers
+
+
+@given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.integers(1, 9)), min_size=2, max_size=30), st.randoms())
+def test_a_score_does_not_depend_on_the_order_of_samples(samples, random):
+    scores = []
+    for _ in range(3):
+        sums, weights = (np.array(column) for column in zip(*samples, strict=True))
+        scores.append(_ratio(sums, weights))
+        random.shuffle(samples)
+    assert scores == [scores[0]] * 3
+
+
+def test_probes_do_not_depend_on_the_order_of_batches(llama, monkeypatch):
+    lengths = (5, 9, 4, 7, 6)
+    batches = [{"input_ids": torch.arange(3, 3 + length).unsqueeze(0)} for length in lengths]
+    sums = dict(zip(lengths, (0.1, 1e16, 0.7, -1e16, 0.3), strict=True))
+    monkeypatch.setattr("hf_lop.rewards._probe", lambda *a: (np.full((4, 2), sums[len(a[3].target)]), 1))
+
+    def work(processes):
+        model = copy.deepcopy(llama)
+        return probe_layers(model, prunable_ffns(model), orders(model), batches, [0.3, 0.7], processes)
+
+    for found in [work(Processes()), *in_threads(2, work), *in_threads(3, work)]:
+        np.testing.assert_array_equal(found, np.full((4, 2), math.fsum(sums.values()) / 5))
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
