@@ -181,11 +181,21 @@ def fit(
     private: Private = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a pruner for a model from data like that it shall work on."""
-    _new_folder(out)
-    journal = out.with_name(out.name + ".journal")
-    if not resume:
-        _new_folder(journal)
+    """Make a pruner for a model from data like that it shall work on.
+
+    Several processes share the work and give the same pruner: accelerate launch --multi_gpu --num_processes 2 -m hf_lop
+    fit ..., or torchrun --nproc_per_node 2 -m hf_lop fit ...; without GPUs both run on the CPU.
+    """
+    from hf_lop.processes import launched
+
+    processes, journal = launched(), out.with_name(out.name + ".journal")
+
+    def check() -> None:
+        _new_folder(out)
+        if not resume:
+            _new_folder(journal)
+
+    processes.from_main(check)
     from hf_lop.data import model_batches, read_rows, split_rows
     from hf_lop.hub.loading import load_model, load_processor
     from hf_lop.pruner import LOPPruner
@@ -193,8 +203,9 @@ def fit(
     parts = split_rows(read_rows(data), (samples, search_samples), seed)
     processor = load_processor(model)
     batches = [list(model_batches(processor, part, batch_size=batch_size, max_length=max_length)) for part in parts]
+    dense: Any = load_model(model)
     fitted = LOPPruner.fit(
-        load_model(model),
+        dense.to(processes.device) if processes.count > 1 else dense,
         *batches,
         criterion=criterion,
         search=search,
@@ -205,6 +216,8 @@ def fit(
         journal=journal,
         provenance={"dataset": Path(data).name if Path(data).exists() else data, "samples": samples},
     )
+    if not processes.main:
+        return
     fitted.save_pretrained(out)
     report: dict[str, Any] = {"out": str(out), "journal": str(journal), "loss": fitted.config.predictor_loss}
     if push_to:
@@ -238,6 +251,7 @@ def compare(
     from hf_lop.data import model_batches, read_rows, split_rows
     from hf_lop.hub.loading import load_model, load_processor
     from hf_lop.methods import METHODS
+    from hf_lop.processes import launched
     from hf_lop.pruner import LOPPruner
 
     ratios, methods = ratio or [0.2, 0.3, 0.5, 0.7], method or list(METHODS)
@@ -262,6 +276,8 @@ def compare(
         )
         for seed in range(seeds)
     ]
+    if not launched().main:
+        return  # only fitting is shared
     result = run_comparison(
         pruners,
         dense,

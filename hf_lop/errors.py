@@ -8,6 +8,7 @@ __all__ = [
     "InvalidInputError",
     "LOPError",
     "MissingDependencyError",
+    "ProcessError",
     "UnsupportedModelError",
 ]
 
@@ -22,3 +23,7 @@ class InfeasibleBudgetError(LOPError, ValueError):
 
 class MissingDependencyError(LOPError, ImportError):
     """An optional package is needed for this call; the message names the extra to install."""
+
+
+class ProcessError(LOPError, RuntimeError):
+    """Another of several processes failed or is gone."""

@@ -4,6 +4,7 @@ Calibration batches give the statistics; validation batches, which should be oth
 and the rewards of the search.
 """
 
+import contextlib
 import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +27,7 @@ from hf_lop.ffn.importance import CRITERIA, neuron_importance, neuron_order
 from hf_lop.ffn.size import ModelSize, measure_size
 from hf_lop.ffn.statistics import Statistics, collect_statistics
 from hf_lop.hub.companions import write_whole
+from hf_lop.processes import Processes, launched
 from hf_lop.rewards import REWARDS, Reward, probe_layers
 
 Batches = Iterable[Mapping[str, Any]]
@@ -81,11 +83,15 @@ def learn(
 ) -> Learned:
     """Calibrate, probe every layer, plan every target; see [`~LOPPruner.fit`] for the arguments.
 
-    With a journal, probes and evaluations are kept there, and a killed call resumes to the same result.
+    With a journal, probes and evaluations are kept there, and a killed call resumes to the same result. Several processes,
+    which all call this with the same arguments, split every batch-wise measurement; the main one runs the search and keeps
+    the journal.
 
     Raises:
         UnsupportedModelError: if the model cannot be pruned.
-        InvalidInputError: if an argument is unknown, or the journal belongs to other data or settings.
+        InvalidInputError: if an argument is unknown, the journal belongs to other data or settings, or processes were
+            given different data.
+        ProcessError: if another process failed.
     """
     choices = {"search": (search, SEARCHES), "criterion": (criterion, CRITERIA), "reward": (reward, REWARDS)}
     for name, (value, known) in choices.items():
@@ -100,8 +106,10 @@ def learn(
     prints = {"calibration_sha256": fingerprint(calibration), "search_sha256": fingerprint(validation)}
     if len(set(prints.values())) == 1:
         warnings.warn("Calibration and search use the same data; plans will look better than they are.", stacklevel=3)
-    statistics = collect_statistics(model, calibration, ffns)
-    order = neuron_order(neuron_importance(model, ffns, criterion, statistics))
+    processes = launched()
+    processes.agree("The fingerprints of data or model", {**prints, "parameters": size.parameters})
+    statistics = collect_statistics(model, calibration, ffns, processes)
+    order = processes.from_main(lambda: neuron_order(neuron_importance(model, ffns, criterion, statistics)))
     provenance: dict[str, Any] = {"search": search, **prints}
     settings: dict[str, Any] = {
         "model": {"type": model.config.model_type, **asdict(size)},
@@ -112,9 +120,9 @@ def learn(
     }
 
     def probe() -> np.ndarray:
-        return probe_layers(model, ffns, order, validation, PROBE_RATIOS)
+        return probe_layers(model, ffns, order, validation, PROBE_RATIOS, processes)
 
-    damage = probe() if journal is None else _kept(Path(journal) / "probes.json", settings, probe)
+    damage = probe() if journal is None else _kept(Path(journal) / "probes.json", settings, probe, processes)
 
     def additive(goals: Sequence[float]) -> np.ndarray:
         return additive_plans(damage, PROBE_RATIOS, size.widths, goals)
@@ -126,36 +134,40 @@ def learn(
         ]
     else:
         provenance |= {"reward": reward, "evaluations per target": evaluations, "seed": seed}
-        scored = Reward.on(model, order, validation, reward)
+        scored = Reward.on(model, order, validation, reward, processes)
         dense = np.array(size.widths)
 
         def worth(ratios: np.ndarray) -> float:
-            return scored(np.rint(dense * (1 - ratios)).astype(int).tolist()).value
+            return processes.together(scored, np.rint(dense * (1 - ratios)).astype(int).tolist()).value
 
         engine: MakeSearch = partial({"mcts": MCTS, "cmaes": CMAES}[search], seed=seed)
-        log = None if journal is None else Journal(journal, {**settings, "reward": reward})
-        try:
-            table = learn_table(
-                engine,
-                worth,
-                size.widths,
-                targets,
-                starts=lambda target: list(additive([target])),
-                evaluations=evaluations,
-                journal=log,
-                progress=True,
-            )
-        finally:
-            if log is not None:
-                log.close()
+
+        def searched() -> list[dict[str, Any]]:
+            kept = Journal(journal, {**settings, "reward": reward}) if journal else contextlib.nullcontext()
+            with kept as log:
+                return learn_table(
+                    engine,
+                    worth,
+                    size.widths,
+                    targets,
+                    starts=lambda target: list(additive([target])),
+                    evaluations=evaluations,
+                    journal=log,
+                    progress=True,
+                )
+
+        table = processes.from_main(searched, serve=scored)
     dtype = str(ffns[0].modules(model)[1].weight.dtype).removeprefix("torch.")
     return Learned(size, dtype, statistics, order, table, provenance)
 
 
-def _kept(path: Path, settings: dict[str, Any], measure: Callable[[], np.ndarray]) -> np.ndarray:
-    """Return a measurement from its file, or make it and write the file."""
+def _kept(path: Path, settings: dict[str, Any], measure: Callable[[], np.ndarray], processes: Processes) -> np.ndarray:
+    """Return a measurement from its file, or make it and write the file; the file is the main process's."""
     wanted = json.loads(json.dumps(settings))
-    if path.is_file():
+
+    def read() -> np.ndarray | None:
+        if not path.is_file():
+            return None
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["settings"] != wanted:
             different = [key for key in wanted if stored["settings"].get(key) != wanted[key]]
@@ -163,8 +175,12 @@ def _kept(path: Path, settings: dict[str, Any], measure: Callable[[], np.ndarray
                 f"{path} was measured with another {', '.join(different)}. Choose another journal folder, or remove it."
             )
         return np.array(stored["damage"])
-    damage = measure()
-    write_whole(path, json.dumps({"settings": wanted, "damage": damage.tolist()}).encode())
+
+    damage = processes.from_main(read)
+    if damage is None:
+        damage = measure()
+        if processes.main:
+            write_whole(path, json.dumps({"settings": wanted, "damage": damage.tolist()}).encode())
     return damage
 
 

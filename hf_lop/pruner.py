@@ -265,6 +265,10 @@ class LOPPruner(PreTrainedModel):
     ) -> "LOPPruner":
         """Make a pruner: calibrate, probe each layer, plan every target, train the predictor on the plans.
 
+        In processes that `accelerate launch` or torchrun started, every process must call this with the same arguments;
+        each runs every n-th batch, and all return the same pruner as one process that computes with as many threads. The
+        first process keeps the journal.
+
         Args:
             model (`PreTrainedModel`): the dense base model; not changed.
             calibration (`Iterable[Mapping]`): batches of model inputs for the activation statistics.
@@ -289,6 +293,7 @@ class LOPPruner(PreTrainedModel):
         Raises:
             UnsupportedModelError: if the model cannot be pruned.
             InvalidInputError: if an argument is unknown, or the journal belongs to other data or settings.
+            ProcessError: if another process failed or is gone.
         """
         check_predictor(predictor)
         if targets is None:

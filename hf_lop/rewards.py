@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from hf_lop.divergence import DenseTop
 from hf_lop.errors import InvalidInputError
@@ -21,6 +20,7 @@ from hf_lop.ffn.elastic import ElasticModel
 from hf_lop.ffn.layers import LayerRuns
 from hf_lop.ffn.replay import IGNORED, Recorded, record_batches
 from hf_lop.modeling_lop import FFN
+from hf_lop.processes import Processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +85,14 @@ REWARDS = {
 class Reward:
     """A reward of widths: recorded batches replayed on an elastic model. Deterministic.
 
+    Several processes score a candidate together, each on its share of the batches, which it alone records and holds.
+    Shares are split rather than candidates, so that a search which asks for one candidate at a time gains as well.
+    Sums over samples are rounded once, at their end: one process and several get the same value, bit by bit.
+
     Attributes:
         kind (`str`): one of `REWARDS`.
         elastic (`ElasticModel`): set to the widths that were scored last.
-        recorded (`list[Recorded]`): the batches, with the predictions that this reward reads.
+        recorded (`list[Recorded]`): the batches of this process, with the predictions that this reward reads.
 
     Example:
         ```python
@@ -98,31 +102,47 @@ class Reward:
         ```
     """
 
-    def __init__(self, elastic: ElasticModel, recorded: Sequence[Recorded], kind: str = "divergence") -> None:
+    def __init__(
+        self,
+        elastic: ElasticModel,
+        recorded: Sequence[Recorded],
+        kind: str = "divergence",
+        processes: Processes | None = None,
+    ) -> None:
         """Make a reward from parts that several rewards may share; "divergence" runs the dense model once.
 
         Args:
             elastic (`ElasticModel`): of the dense model.
             recorded (`Sequence[Recorded]`): validation batches, recorded with `elastic.model` at its dense widths.
             kind (`str`): one of `REWARDS`.
+            processes (`Processes`, *optional*): those that share the batches; each has recorded its own, and all of them
+                make and call this reward together.
 
         Raises:
             InvalidInputError: if `kind` is unknown, no target is known, or answers are needed and not labelled.
         """
         if kind not in REWARDS:
             raise InvalidInputError(f"kind is {kind!r}; choose one of {', '.join(REWARDS)}.")
-        if REWARDS[kind].needs_labels and not all(entry.labelled for entry in recorded):
+        self.kind, self.elastic, self._processes = kind, elastic, processes or Processes()
+        self.recorded: list[Recorded] = []
+        self._dense: list[DenseTop | None] = []
+        if not sum(self._processes.gather(lambda: self._prepare(recorded))):
+            raise InvalidInputError("No prediction has a known target. Pass samples of at least two tokens.")
+
+    def _prepare(self, recorded: Sequence[Recorded]) -> int:
+        """Choose the predictions that count and make the dense ones; return the number of batches."""
+        if REWARDS[self.kind].needs_labels and not all(entry.labelled for entry in recorded):
             raise InvalidInputError(
-                f"The reward {kind!r} needs to know the answers, and a batch has no labels. Pass labels (-100 outside of "
-                'the answers), or use the reward "divergence" or "perplexity".'
+                f"The reward {self.kind!r} needs to know the answers, and a batch has no labels. Pass labels (-100 outside "
+                'of the answers), or use the reward "divergence" or "perplexity".'
             )
-        self.kind, self.elastic = kind, elastic
-        self.recorded = list(recorded) if kind == "divergence" else _with_targets(recorded)
-        self._dense: list[DenseTop | None] = [None] * len(self.recorded)
-        if kind == "divergence":
-            elastic.set_widths([ffn.width for ffn in elastic.ffns])
-            bar = tqdm(self.recorded, desc="dense predictions", unit="batch")
+        self.recorded = list(recorded) if self.kind == "divergence" else _with_targets(recorded)
+        self._dense = [None] * len(self.recorded)
+        if self.kind == "divergence":
+            self.elastic.set_widths([ffn.width for ffn in self.elastic.ffns])
+            bar = self._processes.bar(self.recorded, "dense predictions")
             self._dense = [DenseTop.of(self._log_q(entry)) for entry in bar]
+        return len(self.recorded)
 
     @classmethod
     def on(
@@ -131,6 +151,7 @@ class Reward:
         order: Sequence[torch.Tensor],
         batches: Iterable[Mapping[str, Any]],
         kind: str = "divergence",
+        processes: Processes | None = None,
     ) -> "Reward":
         """Sort the neurons of a dense model, record batches and make a reward from them.
 
@@ -140,6 +161,7 @@ class Reward:
             batches (`Iterable[Mapping]`): validation batches of model inputs. With `labels` `[B, T]` (-100 outside of
                 the answers) only answers count, see [`predictions`][hf_lop.ffn.replay.predictions].
             kind (`str`): one of `REWARDS`.
+            processes (`Processes`, *optional*): those that share the batches; all of them pass the same.
 
         Returns:
             `Reward`: ready to be called.
@@ -148,7 +170,7 @@ class Reward:
             InvalidInputError: if `kind` is unknown, no target is known, or answers are needed and not labelled.
         """
         elastic = ElasticModel(model, order)
-        return cls(elastic, record_batches(elastic.model, batches), kind)
+        return cls(elastic, record_batches(elastic.model, batches, processes), kind, processes)
 
     def __call__(self, widths: Sequence[int]) -> Score:
         """Score widths `[L]`, one per layer.
@@ -156,15 +178,19 @@ class Reward:
         Raises:
             InvalidInputError: if there is not one width per layer, each in [1, dense width].
         """
+        samples = [entry for share in self._processes.gather(lambda: self._share(widths)) for entry in share]
+        sums, weights = (np.concatenate(values) for values in zip(*samples, strict=True))
+        return _ratio(sums, weights)
+
+    def _share(self, widths: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the value and the weight of every sample of this process, per batch."""
         self.elastic.set_widths(widths)
-        kind = REWARDS[self.kind]
-        sums, weights = [], []
+        kind, found = REWARDS[self.kind], []
         for entry, dense in zip(self.recorded, self._dense, strict=True):
             values = kind.values(self._log_q(entry), entry.target, dense).double()
             shares, counts = _by_sample(values, entry.sample, kind.join)
-            sums.append(shares)
-            weights.append(counts if kind.join == "mean" else np.ones(len(shares)))
-        return _ratio(np.concatenate(sums), np.concatenate(weights))
+            found.append((shares, counts if kind.join == "mean" else np.ones(len(shares))))
+        return found
 
     def _log_q(self, entry: Recorded) -> torch.Tensor:
         return entry.logits(self.elastic.model).float().log_softmax(-1)
@@ -173,10 +199,7 @@ class Reward:
 def _with_targets(recorded: Sequence[Recorded]) -> list[Recorded]:
     """Leave out predictions whose target is unknown."""
     known = [entry.select(entry.target != IGNORED) for entry in recorded]
-    known = [entry for entry in known if len(entry.target)]
-    if not known:
-        raise InvalidInputError("No prediction has a known target. Pass samples of at least two tokens.")
-    return known
+    return [entry for entry in known if len(entry.target)]
 
 
 def _by_sample(values: torch.Tensor, sample: torch.Tensor, join: str) -> tuple[np.ndarray, np.ndarray]:
@@ -189,10 +212,11 @@ def _by_sample(values: torch.Tensor, sample: torch.Tensor, join: str) -> tuple[n
 
 def _ratio(sums: np.ndarray, weights: np.ndarray) -> Score:
     """Sum of sums over sum of weights, with the standard error of a ratio estimate between independent samples."""
-    value, count = float(sums.sum() / weights.sum()), len(sums)
+    weight, count = math.fsum(weights), len(sums)  # fsum is exact, so the order of samples does not matter
+    value = math.fsum(sums) / weight
     residual = sums - value * weights
-    spread = count / (count - 1) * float(residual @ residual) if count > 1 else math.nan
-    return Score(value, math.sqrt(spread) / float(weights.sum()), count)
+    spread = count / (count - 1) * math.fsum(residual**2) if count > 1 else math.nan
+    return Score(value, math.sqrt(spread) / weight, count)
 
 
 def probe_layers(
@@ -201,6 +225,7 @@ def probe_layers(
     order: Sequence[torch.Tensor],
     batches: Iterable[Mapping[str, Any]],
     ratios: Sequence[float],
+    processes: Processes | None = None,
 ) -> np.ndarray:
     """Measure what cutting each single layer costs: KL(dense || only layer l cut to ratio r), mean over predictions.
 
@@ -215,6 +240,8 @@ def probe_layers(
         batches (`Iterable[Mapping]`): model inputs. With `labels` `[B, T]`, only predictions of labelled tokens (not
             -100) count; without, those of all tokens that are not padding.
         ratios (`Sequence[float]`): P pruning ratios to probe, each in (0, 1].
+        processes (`Processes`, *optional*): all of them call this with the same batches; each probes every n-th batch, so
+            that the dense model runs no more than once on any.
 
     Returns:
         `np.ndarray`: `[L, P] float64` divergences in nats per prediction.
@@ -222,28 +249,37 @@ def probe_layers(
     Raises:
         InvalidInputError: if there is no batch with a prediction to score.
     """
-    elastic = ElasticModel(model, order)
+    elastic, processes = ElasticModel(model, order), processes or Processes()
     runs = LayerRuns(elastic.model, ffns)
-    total, count = np.zeros((len(ffns), len(ratios))), 0
-    recorded = record_batches(elastic.model, batches)
-    with torch.inference_mode():
-        for entry in tqdm(recorded, desc="probing layers", unit="batch"):
+    recorded = record_batches(elastic.model, batches, processes)
+    bar = processes.bar(recorded, "probing layers")
+    shares = processes.gather(lambda: [_probe(elastic, runs, ffns, entry, ratios) for entry in bar])
+    sums, counts = zip(*(entry for share in shares for entry in share), strict=True)
+    total: np.ndarray = np.apply_along_axis(math.fsum, 0, np.stack(sums))  # exact, whatever the order of the batches
+    return total / sum(counts)
 
-            def predict(entry: Recorded = entry) -> torch.Tensor:
-                return entry.logits(elastic.model)
 
-            elastic.set_widths([ffn.width for ffn in ffns])
-            logits, outputs = runs.record(predict)
-            skips = runs.skips_exactly(predict, logits, outputs)
-            dense = logits.float().log_softmax(-1)
-            count += len(dense)
-            for layer, ffn in enumerate(ffns):
-                before = runs.before(layer) if skips else None
-                with runs.skipping(layer, outputs[before]) if before is not None else contextlib.nullcontext():
-                    for column, ratio in enumerate(ratios):
-                        widths = [f.width for f in ffns]
-                        widths[layer] = max(1, round(ffn.width * (1 - ratio)))
-                        elastic.set_widths(widths)
-                        cut = predict().float().log_softmax(-1)
-                        total[layer, column] += float((dense.exp() * (dense - cut)).sum())
-    return total / count
+@torch.inference_mode()
+def _probe(
+    elastic: ElasticModel, runs: LayerRuns, ffns: Sequence[FFN], entry: Recorded, ratios: Sequence[float]
+) -> tuple[np.ndarray, int]:
+    """Return the divergences `[L, P] float64` of one batch, summed over its predictions, and their number."""
+
+    def predict() -> torch.Tensor:
+        return entry.logits(elastic.model)
+
+    total = np.zeros((len(ffns), len(ratios)))
+    elastic.set_widths([ffn.width for ffn in ffns])
+    logits, outputs = runs.record(predict)
+    skips = runs.skips_exactly(predict, logits, outputs)
+    dense = logits.float().log_softmax(-1)
+    for layer, ffn in enumerate(ffns):
+        before = runs.before(layer) if skips else None
+        with runs.skipping(layer, outputs[before]) if before is not None else contextlib.nullcontext():
+            for column, ratio in enumerate(ratios):
+                widths = [f.width for f in ffns]
+                widths[layer] = max(1, round(ffn.width * (1 - ratio)))
+                elastic.set_widths(widths)
+                cut = predict().float().log_softmax(-1)
+                total[layer, column] = float((dense.exp() * (dense - cut)).sum())
+    return total, len(dense)

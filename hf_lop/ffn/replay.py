@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from hf_lop.errors import InvalidInputError
 from hf_lop.ffn.statistics import evaluating, to_device, token_mask
 from hf_lop.modeling_lop import text_decoder
+from hf_lop.processes import Processes
 
 Way = Literal["projection", "head", "model"]
 IGNORED = -100  # label of a token that does not count, as everywhere in transformers
@@ -201,7 +201,9 @@ def _give_up(model: nn.Module, reason: object) -> Way:
     return "model"
 
 
-def record_batches(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> list[Recorded]:
+def record_batches(
+    model: nn.Module, batches: Iterable[Mapping[str, Any]], processes: Processes | None = None
+) -> list[Recorded]:
     """Record what a dense model passes to its text decoder, for every batch.
 
     The first batch with a prediction is run to its end, and its replay compared with the model's own predictions: the
@@ -214,29 +216,37 @@ def record_batches(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> li
         model (`nn.Module`): the dense model, or an elastic model at its dense widths; only read.
         batches (`Iterable[Mapping]`): keyword arguments of the model's forward, optionally with `labels`; see
             [`predictions`].
+        processes (`Processes`, *optional*): all of them call this with the same batches; each records every n-th, and
+            runs the first one to choose the same way as the others.
 
     Returns:
-        `list[Recorded]`: one per batch that has a prediction which counts.
+        `list[Recorded]`: one per batch that has a prediction which counts, of those of this process.
 
     Raises:
         InvalidInputError: if there is no such batch.
     """
+    processes = processes or Processes()
     recorded: list[Recorded] = []
+    way: Way | None = None
+    counted = 0
     with evaluating(model):
-        for batch in tqdm(batches, desc="recording", unit="batch"):
-            entry = _record(model, to_device(batch, model), recorded[0].way if recorded else None)
-            if entry is not None:
-                recorded.append(entry)
-    if not recorded:
+        for batch in processes.bar(batches, "recording"):
+            if not predictions(batch)[0].any():
+                continue
+            if processes.takes(counted) or way is None:
+                entry = _record(model, to_device(batch, model), way)
+                way = way or entry.way
+                if processes.takes(counted):
+                    recorded.append(entry)
+            counted += 1
+    if not counted:
         raise InvalidInputError("No batch has a prediction to score. Pass at least one batch of model inputs.")
     return recorded
 
 
-def _record(model: Any, batch: dict[str, Any], way: Way | None) -> Recorded | None:
+def _record(model: Any, batch: dict[str, Any], way: Way | None) -> Recorded:
     where, targets = predictions(batch)
     sample, position = where.nonzero(as_tuple=True)
-    if not len(sample):
-        return None
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     entry = Recorded("model", inputs, (), {}, sample, position, targets[where], batch.get("labels") is not None)
     if way != "model":

@@ -8,15 +8,17 @@ import contextlib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from hf_lop.errors import InvalidInputError
 from hf_lop.ffn.discovery import find_ffns
 from hf_lop.modeling_lop import FFN
+from hf_lop.processes import Processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +40,20 @@ class Statistics:
     norm: torch.Tensor
 
 
-class _Accumulator:
-    """Running sums of one layer in float64, merged batch by batch (Chan et al.), so no pass over the data is repeated."""
+class _Sums(NamedTuple):
+    """What one batch adds to the statistics of one layer; each tensor is `[n] float64` on the CPU."""
 
-    def __init__(self, width: int) -> None:
-        self.samples, self.tokens = 0, 0
-        self.sample_means, self.square, self.norm, self.token_mean, self.scatter = torch.zeros(
-            5, width, dtype=torch.float64
-        )
+    samples: int
+    tokens: int
+    sample_means: torch.Tensor
+    square: torch.Tensor
+    norm: torch.Tensor
+    token_mean: torch.Tensor
+    scatter: torch.Tensor
 
-    def add(self, x: torch.Tensor, mask: torch.Tensor | None) -> None:
-        """Add activations `[B, T, n]` with an optional token mask `[B, T] bool`."""
+    @classmethod
+    def of(cls, x: torch.Tensor, mask: torch.Tensor | None) -> "_Sums":
+        """Sum up activations `[B, T, n]` with an optional token mask `[B, T] bool`."""
         x = x.float()
         if mask is None:
             lengths = torch.full((len(x), 1), x.shape[1], device=x.device)
@@ -61,15 +66,33 @@ class _Accumulator:
         tokens = int(lengths.sum())
         token_mean = x.sum((0, 1)) / tokens
         centred = x - token_mean if mask is None else (x - token_mean) * mask.unsqueeze(-1)
-        scatter = centred.square().sum((0, 1)).double().cpu()
-        shift = token_mean.double().cpu() - self.token_mean
-        total = self.tokens + tokens
-        self.scatter += scatter + shift.square() * (self.tokens * tokens / total)
-        self.token_mean += shift * (tokens / total)
-        self.sample_means += (x.sum(1) / lengths).sum(0).double().cpu()
-        self.square += squares.sum(0).double().cpu()
-        self.norm += squares.sqrt().sum(0).double().cpu()
-        self.samples, self.tokens = self.samples + len(x), total
+        sums = (
+            (x.sum(1) / lengths).sum(0),
+            squares.sum(0),
+            squares.sqrt().sum(0),
+            token_mean,
+            centred.square().sum((0, 1)),
+        )
+        return cls(len(x), tokens, *(value.double().cpu() for value in sums))
+
+
+class _Accumulator:
+    """Running sums of one layer in float64, merged batch by batch (Chan et al.), so no pass over the data is repeated."""
+
+    def __init__(self, width: int) -> None:
+        self.samples, self.tokens = 0, 0
+        self.sample_means, self.square, self.norm, self.token_mean, self.scatter = torch.zeros(
+            5, width, dtype=torch.float64
+        )
+
+    def add(self, batch: _Sums) -> None:
+        shift, total = batch.token_mean - self.token_mean, self.tokens + batch.tokens
+        self.scatter += batch.scatter + shift.square() * (self.tokens * batch.tokens / total)
+        self.token_mean += shift * (batch.tokens / total)
+        self.sample_means += batch.sample_means
+        self.square += batch.square
+        self.norm += batch.norm
+        self.samples, self.tokens = self.samples + batch.samples, total
 
     def result(self) -> Statistics:
         mean = self.sample_means / self.samples
@@ -124,6 +147,7 @@ def collect_statistics(
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
     ffns: list[FFN] | None = None,
+    processes: Processes | None = None,
 ) -> list[Statistics]:
     """Collect the statistics of every neuron in one pass over calibration batches.
 
@@ -132,6 +156,8 @@ def collect_statistics(
         batches (`Iterable[Mapping]`): keyword arguments of the model's forward, with `input_ids` `[B, T]` and, where
             samples are padded, `attention_mask` `[B, T]`. Padding is left out of every statistic.
         ffns (`list[FFN]`, *optional*): the FFNs to watch, all by default.
+        processes (`Processes`, *optional*): all of them call this with the same batches; each runs every n-th, and tells
+            the others its sums (40 bytes per neuron and batch), which all add up in the order of the batches.
 
     Returns:
         `list[Statistics]`: one per layer.
@@ -140,29 +166,46 @@ def collect_statistics(
         InvalidInputError: if there is no batch, or a batch cannot be read.
     """
     ffns = find_ffns(model) if ffns is None else ffns
+    processes = processes or Processes()
     totals = [_Accumulator(ffn.width) for ffn in ffns]
     current: dict[str, Any] = {}
+    sums: list[tuple[int, _Sums]] = []  # of the current batch, each with its layer
 
-    def watch(total: _Accumulator) -> Any:
+    def watch(layer: int) -> Any:
         def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             x = args[0].reshape(batch_size(current), -1, args[0].shape[-1])
-            total.add(x, token_mask(current, x.shape[1]))
+            sums.append((layer, _Sums.of(x, token_mask(current, x.shape[1]))))
 
         return hook
 
-    handles = [
-        ffn.modules(model)[1].register_forward_pre_hook(watch(total)) for ffn, total in zip(ffns, totals, strict=True)
-    ]
+    handles = [ffn.modules(model)[1].register_forward_pre_hook(watch(layer)) for layer, ffn in enumerate(ffns)]
     # The vocabulary projection is not needed here; most models can be asked for the last position only.
     short = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+
+    def run(turn: list[Mapping[str, Any]]) -> list[tuple[int, _Sums]]:
+        nonlocal current
+        sums.clear()
+        for batch in turn[processes.index : processes.index + 1]:
+            current = to_device({key: value for key, value in batch.items() if key != "labels"}, model)
+            model(**current, use_cache=False, **short)
+        return sums
+
     try:
         with evaluating(model):
-            for batch in tqdm(batches, desc="calibration", unit="batch"):
-                current = to_device({key: value for key, value in batch.items() if key != "labels"}, model)
-                model(**current, use_cache=False, **short)
+            for turn in _turns(processes.bar(batches, "calibration"), processes.count):
+                for found in processes.gather(partial(run, turn)):
+                    for layer, batch_sums in found:
+                        totals[layer].add(batch_sums)
     finally:
         for handle in handles:
             handle.remove()
     if not totals[0].samples:
         raise InvalidInputError("No calibration batch was given, so there is nothing to measure. Pass at least one.")
     return [total.result() for total in totals]
+
+
+def _turns(batches: Iterable[Mapping[str, Any]], count: int) -> Iterator[list[Mapping[str, Any]]]:
+    """Split batches into lists of `count`, the last one perhaps shorter."""
+    rest = iter(batches)
+    while turn := list(islice(rest, count)):
+        yield turn
