@@ -168,6 +168,9 @@ def fit(
     out: Out,
     samples: Annotated[int, typer.Option(help="Samples for the activation statistics.")] = 400,
     search_samples: Annotated[int, typer.Option(help="Other samples, on which plans are judged.")] = 400,
+    report_samples: Annotated[
+        int | None, typer.Option(help="Samples set aside for reports; what is left, at most 400, by default.")
+    ] = None,
     criterion: Annotated[str, typer.Option(help="l2, wanda, wifv, wifn, ifv or magnitude.")] = "l2",
     search: Annotated[str, typer.Option(help="additive, mcts or cmaes.")] = "additive",
     reward: Annotated[str, typer.Option(help="divergence, log_likelihood, accuracy or perplexity.")] = "divergence",
@@ -186,16 +189,16 @@ def fit(
     journal = out.with_name(out.name + ".journal")
     if not resume:
         _new_folder(journal)
-    from hf_lop.data import model_batches, read_rows, split_rows
-    from hf_lop.hub.loading import load_model, load_processor
     from hf_lop.pruner import LOPPruner
 
-    parts = split_rows(read_rows(data), (samples, search_samples), seed)
-    processor = load_processor(model)
-    batches = [list(model_batches(processor, part, batch_size=batch_size, max_length=max_length)) for part in parts]
     fitted = LOPPruner.fit(
-        load_model(model),
-        *batches,
+        model,
+        data,
+        samples=samples,
+        search_samples=search_samples,
+        report_samples=report_samples,
+        batch_size=batch_size,
+        max_length=max_length,
         criterion=criterion,
         search=search,
         reward=reward,
@@ -203,7 +206,6 @@ def fit(
         predictor=predictor,
         seed=seed,
         journal=journal,
-        provenance={"dataset": Path(data).name if Path(data).exists() else data, "samples": samples},
     )
     fitted.save_pretrained(out)
     report: dict[str, Any] = {"out": str(out), "journal": str(journal), "loss": fitted.config.predictor_loss}

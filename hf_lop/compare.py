@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from hf_lop.comparison import Comparison, Key, Row, Rows
+from hf_lop.data import fingerprint
 from hf_lop.divergence import DenseTop
 from hf_lop.errors import InvalidInputError
 from hf_lop.ffn.discovery import prunable_ffns
@@ -26,7 +27,7 @@ from hf_lop.ffn.recovery import recover_fold, recover_lstsq, set_output_weights
 from hf_lop.ffn.replay import IGNORED, record_batches
 from hf_lop.ffn.size import ModelSize, measure_size
 from hf_lop.ffn.slicing import slice_ffns
-from hf_lop.fitting import Batches, fingerprint
+from hf_lop.fitting import Batches
 from hf_lop.methods import METHODS, choose
 from hf_lop.modeling_lop import FFN
 from hf_lop.plan import Plan, plan_budget

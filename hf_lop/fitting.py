@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from hf_lop.allocation import CMAES, MCTS, Journal, additive_plans, learn_table
 from hf_lop.allocation.budget import positive_integer
 from hf_lop.allocation.table import MakeSearch
+from hf_lop.data import fingerprint
 from hf_lop.errors import InvalidInputError
 from hf_lop.ffn.discovery import prunable_ffns
 from hf_lop.ffn.importance import CRITERIA, neuron_importance, neuron_order
@@ -55,15 +56,19 @@ class Learned:
     provenance: dict[str, Any]
 
 
-def fingerprint(batches: Sequence[Mapping[str, Any]]) -> str:
-    """Return 16 hexadecimal digits that depend on every tensor of every batch."""
-    digest = sha256()
-    for batch in batches:
-        for key in sorted(batch):
-            if isinstance(value := batch[key], torch.Tensor):
-                digest.update(key.encode() + str(tuple(value.shape)).encode())
-                digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+def check_arguments(search: str, criterion: str, reward: str, targets: Sequence[float], evaluations: int) -> None:
+    """Refuse what cannot be fitted, before any work; see [`~LOPPruner.fit`] for the arguments.
+
+    Raises:
+        InvalidInputError: if an argument is unknown or out of its range.
+    """
+    choices = {"search": (search, SEARCHES), "criterion": (criterion, CRITERIA), "reward": (reward, REWARDS)}
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise InvalidInputError(f"{name} is {value!r}; choose one of {', '.join(known)}.")
+    positive_integer("evaluations", evaluations)
+    if not len(targets) or not all(0 <= target < 1 for target in targets):
+        raise InvalidInputError(f"targets is {list(targets)}; pass at least one target ratio in [0, 1).")
 
 
 def learn(
@@ -79,21 +84,14 @@ def learn(
     seed: int,
     journal: str | Path | None,
 ) -> Learned:
-    """Calibrate, probe every layer, plan every target; see [`~LOPPruner.fit`] for the arguments.
+    """Calibrate, probe every layer, plan every target; see [`~LOPPruner.fit`] and `check_arguments` for the arguments.
 
     With a journal, probes and evaluations are kept there, and a killed call resumes to the same result.
 
     Raises:
         UnsupportedModelError: if the model cannot be pruned.
-        InvalidInputError: if an argument is unknown, or the journal belongs to other data or settings.
+        InvalidInputError: if there is no data, or the journal belongs to other data or settings.
     """
-    choices = {"search": (search, SEARCHES), "criterion": (criterion, CRITERIA), "reward": (reward, REWARDS)}
-    for name, (value, known) in choices.items():
-        if value not in known:
-            raise InvalidInputError(f"{name} is {value!r}; choose one of {', '.join(known)}.")
-    positive_integer("evaluations", evaluations)
-    if not len(targets) or not all(0 <= target < 1 for target in targets):
-        raise InvalidInputError(f"targets is {list(targets)}; pass at least one target ratio in [0, 1).")
     ffns = prunable_ffns(model)
     size = measure_size(model, ffns)
     calibration, validation = list(calibration), list(validation)

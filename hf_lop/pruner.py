@@ -15,6 +15,7 @@ from transformers import AutoModel, PreTrainedModel
 import hf_lop
 from hf_lop.allocation.table import target_grid
 from hf_lop.configuration_lop import LOPConfig
+from hf_lop.data import fingerprint, fitting_parts, part_batches
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.ffn.discovery import FFN, prunable_ffns
 from hf_lop.ffn.moments import second_moments
@@ -22,9 +23,9 @@ from hf_lop.ffn.recovery import recover_fold, recover_lstsq, set_output_weights
 from hf_lop.ffn.size import measure_size
 from hf_lop.ffn.slicing import slice_ffns
 from hf_lop.ffn.statistics import Statistics
-from hf_lop.fitting import Batches, learn, training_pairs
+from hf_lop.fitting import Batches, check_arguments, learn, training_pairs
 from hf_lop.hub.checkpoint import save_pruner_extras
-from hf_lop.hub.loading import check_loaded, check_safetensors, load_model, read_config
+from hf_lop.hub.loading import check_loaded, check_safetensors, load_model, load_processor, read_config
 from hf_lop.hub.pushing import push_folder
 from hf_lop.methods import METHODS, check_method, choose
 from hf_lop.plan import Plan, plan_budget, read_budget
@@ -248,10 +249,16 @@ class LOPPruner(PreTrainedModel):
     @classmethod
     def fit(
         cls,
-        model: PreTrainedModel,
-        calibration: Batches,
-        validation: Batches,
+        model: PreTrainedModel | str | Path,
+        data: Any,
+        validation: Batches | None = None,
         *,
+        processor: Any = None,
+        samples: int = 400,
+        search_samples: int = 400,
+        report_samples: int | None = None,
+        batch_size: int = 8,
+        max_length: int | None = None,
         criterion: str = "l2",
         search: str = "additive",
         reward: str = "divergence",
@@ -265,10 +272,23 @@ class LOPPruner(PreTrainedModel):
     ) -> "LOPPruner":
         """Make a pruner: calibrate, probe each layer, plan every target, train the predictor on the plans.
 
+        Samples are split at random into disjoint parts for calibration, search and report, of which the last is never looked
+        at; the config records the fingerprints of all. For the report, draw the same parts again:
+        `split_rows(data, (samples, search_samples, report_samples), seed)[2]` (from `hf_lop.data`).
+
         Args:
-            model (`PreTrainedModel`): the dense base model; not changed.
-            calibration (`Iterable[Mapping]`): batches of model inputs for the activation statistics.
-            validation (`Iterable[Mapping]`): other batches, on which plans are judged. With `labels` only answers count.
+            model (`PreTrainedModel`, `str` or `Path`): the dense base model; not changed. A Hub id or folder is loaded.
+            data (`Dataset`, `Sequence` or `str`): samples: chats with or without pictures, questions and answers, or plain
+                texts, see [`model_batches`][hf_lop.data.model_batches]; or a file or Hub id of such. With `validation`:
+                ready batches of model inputs, for the activation statistics.
+            validation (`Iterable[Mapping]`, *optional*): other ready batches, on which plans are judged. With `labels` only
+                answers count; of samples that is the last turn of a chat.
+            processor (*optional*): turns samples into model inputs; that of the model's repository by default.
+            samples (`int`): samples for the activation statistics.
+            search_samples (`int`): other samples, on which plans are judged.
+            report_samples (`int`, *optional*): samples set aside for reports; what is left, at most 400, by default.
+            batch_size (`int`): samples per batch.
+            max_length (`int`, *optional*): tokens at which plain texts are cut.
             criterion (`str`): importance criterion, one of `CRITERIA`.
             search (`str`): "additive", plans from single-layer probes alone; "mcts", the paper's tree search; or
                 "cmaes". The searches start from the additive plan.
@@ -277,7 +297,7 @@ class LOPPruner(PreTrainedModel):
                 paper's step), for additive plans 0 to 0.9 in steps of 0.0125.
             evaluations (`int`): candidates that a search evaluates per target.
             predictor (`str`): "transformer", "bilstm" or "mlp".
-            seed (`int`): of the search, the predictor's initial weights and its training order.
+            seed (`int`): of the draw of samples, the search, the predictor's initial weights and its training order.
             journal (`str` or `Path`, *optional*): folder that keeps probes and evaluations; the same call with the same
                 folder resumes after a kill, to the same result.
             base_model (`str`, *optional*): Hub id of the base model, where it was not loaded by id.
@@ -288,14 +308,31 @@ class LOPPruner(PreTrainedModel):
 
         Raises:
             UnsupportedModelError: if the model cannot be pruned.
-            InvalidInputError: if an argument is unknown, or the journal belongs to other data or settings.
+            InvalidInputError: if an argument is unknown, there are too few samples, or the journal belongs to other data or
+                settings.
         """
         check_predictor(predictor)
         if targets is None:
             targets = target_grid(0.0, 0.9, 0.0125) if search == "additive" else target_grid()
+        check_arguments(search, criterion, reward, targets, evaluations)
+        parts: dict[str, list[Any]] = {}
+        facts: dict[str, Any] = {}
+        if validation is None:
+            parts, facts = fitting_parts(data, samples, search_samples, report_samples, seed)
+        model = load_model(model) if isinstance(model, str | Path) else model
+        prunable_ffns(model)  # refuses a model before its data is prepared
+        if validation is None:
+            processor = load_processor(str(model.name_or_path)) if processor is None else processor
+            batches = {
+                part: part_batches(processor, part, rows, batch_size=batch_size, max_length=max_length)
+                for part, rows in parts.items()
+            }
+            if "report" in batches:
+                facts["report_sha256"] = fingerprint(batches["report"])
+            data, validation = batches["calibration"], batches["search"]
         learned = learn(
             model,
-            calibration,
+            data,
             validation,
             criterion=criterion,
             search=search,
@@ -312,7 +349,7 @@ class LOPPruner(PreTrainedModel):
             base_dtype=learned.dtype,
             base_size=asdict(learned.size),
             criterion=criterion,
-            calibration={**(provenance or {}), **learned.provenance},
+            calibration={**(provenance or {}), **facts, **learned.provenance},
             predictor=predictor,
             search_table=learned.table,
         )
@@ -320,7 +357,7 @@ class LOPPruner(PreTrainedModel):
         pruner.neuron_order.copy_(torch.cat(learned.order).to(torch.uint16))
         for name in Statistics.__slots__:
             getattr(pruner, name).copy_(torch.cat([getattr(layer, name) for layer in learned.statistics]))
-        pruner.train_predictor(predictor, seed=seed)
+        pruner.train_predictor(predictor, seed=seed, progress=True)
         pruner.train(False)
         return pruner
 

@@ -11,11 +11,11 @@ import torch
 from hf_lop import compare as module
 from hf_lop.compare import compare
 from hf_lop.comparison import Comparison, Row
+from hf_lop.data import fingerprint
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.ffn.discovery import find_ffns
 from hf_lop.ffn.importance import neuron_importance, neuron_order
 from hf_lop.ffn.statistics import Statistics, collect_statistics
-from hf_lop.fitting import fingerprint
 from hf_lop.methods import METHODS
 from tests.conftest import text_batches
 from tests.test_rewards import answered, by_hand
