@@ -27,7 +27,7 @@ from hf_lop.ffn.importance import CRITERIA, neuron_importance, neuron_order
 from hf_lop.ffn.size import ModelSize, measure_size
 from hf_lop.ffn.statistics import Statistics, collect_statistics
 from hf_lop.hub.companions import write_whole
-from hf_lop.rewards import REWARDS, Reward, probe_layers
+from hf_lop.rewards import Judge, probe_layers, reward_name, scorer
 
 Batches = Iterable[Mapping[str, Any]]
 
@@ -56,16 +56,22 @@ class Learned:
     provenance: dict[str, Any]
 
 
-def check_arguments(search: str, criterion: str, reward: str, targets: Sequence[float], evaluations: int) -> None:
+def check_arguments(
+    search: str, criterion: str, reward: str | Judge, targets: Sequence[float], evaluations: int
+) -> None:
     """Refuse what cannot be fitted, before any work; see [`~LOPPruner.fit`] for the arguments.
 
     Raises:
         InvalidInputError: if an argument is unknown or out of its range.
     """
-    choices = {"search": (search, SEARCHES), "criterion": (criterion, CRITERIA), "reward": (reward, REWARDS)}
-    for name, (value, known) in choices.items():
+    for name, value, known in (("search", search, SEARCHES), ("criterion", criterion, CRITERIA)):
         if value not in known:
             raise InvalidInputError(f"{name} is {value!r}; choose one of {', '.join(known)}.")
+    if reward_name(reward) != "divergence" and search == "additive":
+        raise InvalidInputError(
+            f'reward is {reward_name(reward)}, which search="additive" never looks at: its plans come from the divergence of '
+            'single-layer probes. Use search="mcts" or "cmaes", or leave the reward out.'
+        )
     positive_integer("evaluations", evaluations)
     if not len(targets) or not all(0 <= target < 1 for target in targets):
         raise InvalidInputError(f"targets is {list(targets)}; pass at least one target ratio in [0, 1).")
@@ -78,7 +84,7 @@ def learn(
     *,
     criterion: str,
     search: str,
-    reward: str,
+    reward: str | Judge,
     targets: Sequence[float],
     evaluations: int,
     seed: int,
@@ -123,15 +129,15 @@ def learn(
             for target, plan in zip(targets, additive(targets), strict=True)
         ]
     else:
-        provenance |= {"reward": reward, "evaluations per target": evaluations, "seed": seed}
-        scored = Reward.on(model, order, validation, reward)
+        provenance |= {"reward": reward_name(reward), "evaluations per target": evaluations, "seed": seed}
+        scored = scorer(model, order, validation, reward)
         dense = np.array(size.widths)
 
         def worth(ratios: np.ndarray) -> float:
             return scored(np.rint(dense * (1 - ratios)).astype(int).tolist()).value
 
         engine: MakeSearch = partial({"mcts": MCTS, "cmaes": CMAES}[search], seed=seed)
-        log = None if journal is None else Journal(journal, {**settings, "reward": reward})
+        log = None if journal is None else Journal(journal, {**settings, "reward": reward_name(reward)})
         try:
             table = learn_table(
                 engine,

@@ -30,6 +30,7 @@ from hf_lop.hub.pushing import push_folder
 from hf_lop.methods import METHODS, check_method, choose
 from hf_lop.plan import Plan, plan_budget, read_budget
 from hf_lop.predictors import build_predictor, check_predictor, train_predictor
+from hf_lop.rewards import Judge
 
 
 class LOPPruner(PreTrainedModel):
@@ -261,7 +262,7 @@ class LOPPruner(PreTrainedModel):
         max_length: int | None = None,
         criterion: str = "l2",
         search: str = "additive",
-        reward: str = "divergence",
+        reward: str | Judge = "divergence",
         targets: Sequence[float] | None = None,
         evaluations: int = 200,
         predictor: str = "transformer",
@@ -292,7 +293,8 @@ class LOPPruner(PreTrainedModel):
             criterion (`str`): importance criterion, one of `CRITERIA`.
             search (`str`): "additive", plans from single-layer probes alone; "mcts", the paper's tree search; or
                 "cmaes". The searches start from the additive plan.
-            reward (`str`): what a search maximises, one of `REWARDS`.
+            reward (`str` or `Callable`): what a search maximises: one of `REWARDS`, or your own judge of a candidate model, see
+                [`scorer`][hf_lop.rewards.scorer]. Additive plans need none.
             targets (`Sequence[float]`, *optional*): target ratios to plan; 0.1 to 0.7 in steps of 0.025 by default (the
                 paper's step), for additive plans 0 to 0.9 in steps of 0.0125.
             evaluations (`int`): candidates that a search evaluates per target.

@@ -52,6 +52,25 @@ def test_journal_answers_instead_of_the_model(built, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "probes.json").read_text())["settings"]["criterion"] == "l2"
 
 
+def test_a_search_maximises_any_callable_and_its_journal_knows_it_by_name(built, tmp_path):
+    calls = []
+
+    def last_layer_wide(candidate):
+        calls.append(candidate.model.layers[3].mlp.down_proj.in_features)
+        return float(calls[-1])
+
+    found = fit(built["gated"], tmp_path, reward=last_layer_wide, targets=(0.5,), evaluations=10, search="cmaes")
+    row = found.config.search_table[0]
+    assert row["reward"] == max(calls) == round(48 * (1 - row["ratios"][3]))
+    assert len(set(calls)) > 1
+    assert found.config.calibration["reward"] == "last_layer_wide"
+    again = fit(built["gated"], tmp_path, reward=last_layer_wide, targets=(0.5,), evaluations=10, search="cmaes")
+    assert (again.config.search_table, len(calls)) == (found.config.search_table, 10)
+    last_layer_wide.name = "another"
+    with pytest.raises(InvalidInputError, match='reward was "last_layer_wide" and is now "another"'):
+        fit(built["gated"], tmp_path, reward=last_layer_wide, targets=(0.5,), evaluations=10, search="cmaes")
+
+
 def test_journal_of_another_fit_is_refused(built, tmp_path):
     fit(built["gated"], tmp_path)
     with pytest.raises(InvalidInputError, match="another order_sha256, criterion"):
@@ -65,6 +84,8 @@ def test_mistakes_are_refused_before_any_work(built):
         fit(built["gated"], search="annealing")
     with pytest.raises(InvalidInputError, match="divergence"):
         fit(built["gated"], reward="beauty")
+    with pytest.raises(InvalidInputError, match='search="additive" never looks at'):
+        fit(built["gated"], reward="accuracy", search="additive")
 
 
 def test_same_data_for_calibration_and_search_warns(built):
