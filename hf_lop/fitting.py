@@ -5,6 +5,7 @@ and the rewards of the search.
 """
 
 import json
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -45,7 +46,8 @@ class Learned:
         statistics (`list[Statistics]`): one per layer.
         order (`list[torch.Tensor]`): neurons of each layer from most to least important, `[n] int64`.
         table (`list[dict]`): rows `{"ratio": R, "ratios": [L floats]}`, those of a search with their `reward`.
-        provenance (`dict`): search, reward, and a fingerprint of each set of data.
+        probes (`dict`): what single-layer cuts cost: `{"ratios": [P floats], "damage": [L][P floats]}`.
+        provenance (`dict`): search, reward, a fingerprint of each set of data, and seconds per phase.
     """
 
     size: ModelSize
@@ -53,6 +55,7 @@ class Learned:
     statistics: list[Statistics]
     order: list[torch.Tensor]
     table: list[dict[str, Any]]
+    probes: dict[str, Any]
     provenance: dict[str, Any]
 
 
@@ -104,8 +107,10 @@ def learn(
     prints = {"calibration_sha256": fingerprint(calibration), "search_sha256": fingerprint(validation)}
     if len(set(prints.values())) == 1:
         warnings.warn("Calibration and search use the same data; plans will look better than they are.", stacklevel=3)
+    start = time.perf_counter()
     statistics = collect_statistics(model, calibration, ffns)
     order = neuron_order(neuron_importance(model, ffns, criterion, statistics))
+    seconds = {"calibration": _first_time(journal, "calibration", time.perf_counter() - start)}
     provenance: dict[str, Any] = {"search": search, **prints}
     settings: dict[str, Any] = {
         "model": {"type": model.config.model_type, **asdict(size)},
@@ -118,7 +123,10 @@ def learn(
     def probe() -> np.ndarray:
         return probe_layers(model, ffns, order, validation, PROBE_RATIOS)
 
+    start = time.perf_counter()
     damage = probe() if journal is None else _kept(Path(journal) / "probes.json", settings, probe)
+    seconds["probes"] = _first_time(journal, "probes", time.perf_counter() - start)
+    damage = np.vectorize(lambda value: float(f"{value:.6g}"))(damage)  # what the config can hold, so that plans agree
 
     def additive(goals: Sequence[float]) -> np.ndarray:
         return additive_plans(damage, PROBE_RATIOS, size.widths, goals)
@@ -130,7 +138,9 @@ def learn(
         ]
     else:
         provenance |= {"reward": reward_name(reward), "evaluations per target": evaluations, "seed": seed}
+        start = time.perf_counter()
         scored = scorer(model, order, validation, reward)
+        prepared = time.perf_counter()
         dense = np.array(size.widths)
 
         def worth(ratios: np.ndarray) -> float:
@@ -138,6 +148,7 @@ def learn(
 
         engine: MakeSearch = partial({"mcts": MCTS, "cmaes": CMAES}[search], seed=seed)
         log = None if journal is None else Journal(journal, {**settings, "reward": reward_name(reward)})
+        known = 0 if log is None else len(log)
         try:
             table = learn_table(
                 engine,
@@ -152,8 +163,27 @@ def learn(
         finally:
             if log is not None:
                 log.close()
+        # A resumed search measured a part of its evaluations only; the others took as long.
+        whole = 1.0 if log is None or known == len(log) else len(log) / (len(log) - known)
+        spent = prepared - start + whole * (time.perf_counter() - prepared)
+        seconds[search] = _first_time(journal, search, spent)
     dtype = str(ffns[0].modules(model)[1].weight.dtype).removeprefix("torch.")
-    return Learned(size, dtype, statistics, order, table, provenance)
+    provenance["seconds"] = seconds
+    return Learned(
+        size, dtype, statistics, order, table, {"ratios": PROBE_RATIOS, "damage": damage.tolist()}, provenance
+    )
+
+
+def _first_time(journal: str | Path | None, phase: str, seconds: float) -> float:
+    """Return the seconds that a phase took when it was run first, as a journal answers it at once from then on."""
+    if journal is None:
+        return round(seconds, 3)
+    path = Path(journal) / "seconds.json"
+    known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if phase not in known:
+        known[phase] = round(seconds, 3)
+        write_whole(path, json.dumps(known).encode())
+    return known[phase]
 
 
 def _kept(path: Path, settings: dict[str, Any], measure: Callable[[], np.ndarray]) -> np.ndarray:

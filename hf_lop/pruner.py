@@ -1,5 +1,6 @@
 """LOPPruner: a Hub model that turns a budget into a width for every layer, and cuts a model to them."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -78,13 +79,18 @@ class LOPPruner(PreTrainedModel):
             target = torch.tensor([ratio], device=weight.device, dtype=weight.dtype)
             return self.predictor(target)[0].double().cpu().numpy()  # type: ignore[no-any-return]
 
-    def look_up(self, ratio: float) -> np.ndarray:
-        """Return the layer ratios `[L] float64` of the table the predictor learned from, interpolated between targets.
+    def look_up(self, ratio: float, search: str | None = None) -> np.ndarray:
+        """Return the layer ratios `[L] float64` of a table, interpolated between targets.
+
+        Args:
+            ratio (`float`): target ratio.
+            search (`str`, *optional*): whose table; by default the one that the predictor learned from.
 
         Raises:
-            InvalidInputError: if the pruner has no table.
+            InvalidInputError: if the pruner has no such table.
         """
-        targets, ratios = training_pairs(self.config.search_table or [], len(self.config.size.widths))
+        table = self.config.search_table if search is None else self.config.table_of(search)
+        targets, ratios = training_pairs(table or [], len(self.config.size.widths))
         return np.array([np.interp(ratio, targets.numpy(), column) for column in ratios.numpy().T])
 
     def plan(
@@ -171,7 +177,8 @@ class LOPPruner(PreTrainedModel):
             flops (`float`, *optional*): see `plan`.
             latency (`float`, *optional*): see `plan`; measured in the model's dtype on its device.
             round_to (`int`): see `plan`.
-            method (`str`): "lop", the predicted plan; or a baseline from the same statistics, one of `METHODS`.
+            method (`str`): "lop", the predicted plan; a plan that was searched, such as "additive" or "cmaes", where the
+                pruner has it; or a baseline from the same statistics: one of `METHODS`.
             recover (`str`, *optional*): let the output projections take over what the removed neurons did: "lstsq", least
                 squares on `data`, or "fold", their mean from the stored statistics. With `data` the default is "lstsq",
                 without it none.
@@ -185,12 +192,13 @@ class LOPPruner(PreTrainedModel):
         Raises:
             UnsupportedModelError: if the model cannot be pruned.
             CheckpointMismatchError: if this pruner was made for another model.
-            InvalidInputError: if the budget is out of range, or `method` or `recover` is unknown.
+            InvalidInputError: if the budget is out of range, `method` or `recover` is unknown, or the pruner was not fitted
+                for the method.
             InfeasibleBudgetError: if the budget is below the smallest possible model. Nothing was changed in any case.
         """
         budgets = {"ratio": ratio, "params": params, "memory": memory, "flops": flops, "latency": latency}
         kind, _ = read_budget(budgets)
-        check_method(method)
+        check_method(method, self.config)
         recover = "lstsq" if recover is None and data is not None else recover
         _check_recovery(recover, data)
         if isinstance(model, str | Path):
@@ -354,12 +362,15 @@ class LOPPruner(PreTrainedModel):
             calibration={**(provenance or {}), **facts, **learned.provenance},
             predictor=predictor,
             search_table=learned.table,
+            probes=learned.probes,
         )
         pruner = cls(config)
         pruner.neuron_order.copy_(torch.cat(learned.order).to(torch.uint16))
         for name in Statistics.__slots__:
             getattr(pruner, name).copy_(torch.cat([getattr(layer, name) for layer in learned.statistics]))
+        start = time.perf_counter()
         pruner.train_predictor(predictor, seed=seed, progress=True)
+        learned.provenance["seconds"]["predictor"] = round(time.perf_counter() - start, 3)
         pruner.train(False)
         return pruner
 
@@ -386,6 +397,8 @@ class LOPPruner(PreTrainedModel):
         Raises:
             InvalidInputError: if there is no table, a row does not fit the model, or the predictor is unknown.
         """
+        if table is not None and table != self.config.search_table:
+            self.config.calibration = {**(self.config.calibration or {}), "search": "table given to train_predictor"}
         table = self.config.search_table or [] if table is None else table
         layers = len(self.config.size.widths)
         targets, ratios = training_pairs(table, layers)
