@@ -237,6 +237,7 @@ def test_everything_is_saved_and_plots_are_pictures(compared, tmp_path):
     assert files[0].read_text() == str(plain)
 
 
+@pytest.mark.slow
 def test_searches_are_fitted_together_compared_and_drawn(built, tmp_path):
     model, draws = built["gated"], [(text_batches(2, seed=s), text_batches(1, seed=s + 50)) for s in (1, 2)]
     pruners = fit_pruners(model, draws, ["cmaes", "mcts"], tmp_path, evaluations=4)
