@@ -126,7 +126,10 @@ def prune(
     latency: Latency = None,
     round_to: RoundTo = 1,
     method: Annotated[
-        str, typer.Option(help="lop (predicted), table (searched), uniform, magnitude, wanda or flap.")
+        str,
+        typer.Option(
+            help="lop (predicted); table, additive, mcts, cmaes (searched); uniform, magnitude, wanda, flap."
+        ),
     ] = "lop",
     recover: Annotated[
         str | None, typer.Option(help="fold: let the kept neurons take over the removed ones' mean output.")
@@ -168,6 +171,9 @@ def fit(
     out: Out,
     samples: Annotated[int, typer.Option(help="Samples for the activation statistics.")] = 400,
     search_samples: Annotated[int, typer.Option(help="Other samples, on which plans are judged.")] = 400,
+    report_samples: Annotated[
+        int | None, typer.Option(help="Samples set aside for reports; what is left, at most 400, by default.")
+    ] = None,
     criterion: Annotated[str, typer.Option(help="l2, wanda, wifv, wifn, ifv or magnitude.")] = "l2",
     search: Annotated[str, typer.Option(help="additive, mcts or cmaes.")] = "additive",
     reward: Annotated[str, typer.Option(help="divergence, log_likelihood, accuracy or perplexity.")] = "divergence",
@@ -196,17 +202,16 @@ def fit(
             _new_folder(journal)
 
     processes.from_main(check)
-    from hf_lop.data import model_batches, read_rows, split_rows
-    from hf_lop.hub.loading import load_model, load_processor
     from hf_lop.pruner import LOPPruner
 
-    parts = split_rows(read_rows(data), (samples, search_samples), seed)
-    processor = load_processor(model)
-    batches = [list(model_batches(processor, part, batch_size=batch_size, max_length=max_length)) for part in parts]
-    dense: Any = load_model(model)
     fitted = LOPPruner.fit(
-        dense.to(processes.device) if processes.count > 1 else dense,
-        *batches,
+        model,
+        data,
+        samples=samples,
+        search_samples=search_samples,
+        report_samples=report_samples,
+        batch_size=batch_size,
+        max_length=max_length,
         criterion=criterion,
         search=search,
         reward=reward,
@@ -214,7 +219,6 @@ def fit(
         predictor=predictor,
         seed=seed,
         journal=journal,
-        provenance={"dataset": Path(data).name if Path(data).exists() else data, "samples": samples},
     )
     if not processes.main:
         return
@@ -231,7 +235,9 @@ def compare(
     data: Annotated[str, typer.Option(help="A .json, .jsonl, .parquet, .csv or .txt file, or a dataset's Hub id.")],
     out: Annotated[Path, typer.Option(help="Folder for table, rows and plots; the same call goes on there.")],
     ratio: Annotated[list[float] | None, typer.Option(help="Target ratio, repeatable; 0.2, 0.3, 0.5, 0.7.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help="Method, repeatable; all by default.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Method, repeatable; by default all that the searches give.")
+    ] = None,
     recover: Annotated[
         bool, typer.Option("--recover", help="Also with least squares on the calibration data.")
     ] = False,
@@ -240,23 +246,29 @@ def compare(
     samples: Annotated[int, typer.Option(help="Samples for the activation statistics, per seed.")] = 200,
     search_samples: Annotated[int, typer.Option(help="Samples on which plans are judged, per seed.")] = 200,
     report_samples: Annotated[int, typer.Option(help="Samples of the report, never used for anything else.")] = 200,
-    search: Annotated[str, typer.Option(help="additive, mcts or cmaes.")] = "additive",
+    search: Annotated[
+        list[str] | None,
+        typer.Option(help="additive, mcts or cmaes, repeatable; LOP's predictor learns from the first. additive."),
+    ] = None,
+    evaluations: Annotated[int, typer.Option(help="Candidates that a search evaluates per target.")] = 200,
     batch_size: Annotated[int, typer.Option(help="Samples per batch.")] = 8,
     max_length: Annotated[int | None, typer.Option(help="Tokens at which plain texts are cut.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare all methods at the same ratios on data that no method has seen: a table and plots."""
-    from hf_lop.compare import check_arguments
+    from hf_lop.compare import check_arguments, fit_pruners
     from hf_lop.compare import compare as run_comparison
     from hf_lop.data import model_batches, read_rows, split_rows
+    from hf_lop.errors import InvalidInputError
     from hf_lop.hub.loading import load_model, load_processor
     from hf_lop.methods import METHODS
     from hf_lop.processes import launched
-    from hf_lop.pruner import LOPPruner
 
-    ratios, methods = ratio or [0.2, 0.3, 0.5, 0.7], method or list(METHODS)
+    ratios, searches = ratio or [0.2, 0.3, 0.5, 0.7], list(dict.fromkeys(search or ["additive"]))
     rewards, recoveries = reward or ["perplexity"], (None, "lstsq") if recover else (None,)
-    check_arguments(range(seeds), ratios, methods, recoveries, rewards, [data])
+    check_arguments(range(seeds), ratios, method or list(METHODS), recoveries, rewards, [data])
+    if absent := {"mcts", "cmaes"} & {*(method or ())} - {*searches}:
+        raise InvalidInputError(f"Method {min(absent)} needs its search. Add --search {min(absent)}, or leave it out.")
     rows = read_rows(data)
     # The report is drawn first, so that it is the same whatever the seeds and their samples are.
     report, *parts = split_rows(rows, [report_samples] + [samples, search_samples] * seeds)
@@ -265,17 +277,8 @@ def compare(
     def batches(part: list[Any]) -> list[dict[str, Any]]:
         return list(model_batches(processor, part, batch_size=batch_size, max_length=max_length))
 
-    pruners = [
-        LOPPruner.fit(
-            dense,
-            batches(parts[2 * seed]),
-            batches(parts[2 * seed + 1]),
-            search=search,
-            seed=seed,
-            journal=out / f"fit-{seed}",
-        )
-        for seed in range(seeds)
-    ]
+    draws = [(batches(parts[2 * seed]), batches(parts[2 * seed + 1])) for seed in range(seeds)]
+    pruners = fit_pruners(dense, draws, searches, out, evaluations=evaluations)
     if not launched().main:
         return  # only fitting is shared
     result = run_comparison(
@@ -283,13 +286,13 @@ def compare(
         dense,
         batches(report),
         ratios=ratios,
-        methods=methods,
+        methods=method,
         recover=recoveries,
-        data=batches(parts[0]) if recover else None,
+        data=draws[0][0] if recover else None,
         rewards=rewards,
         folder=out,
     )
-    written = result.save(out)
+    written = result.save(out, {name: sorted(out.glob(f"fit-*-{name}")) for name in searches})
     _note("Wrote " + ", ".join(str(path) for path in written) + ".")
     _show(json.loads(result.to_json()), result.to_markdown(), as_json)
 

@@ -2,12 +2,14 @@
 
 import copy
 import functools
+import itertools
 import json
+import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from hf_lop.comparison import Comparison, Key, Row, Rows
+from hf_lop.data import fingerprint
 from hf_lop.divergence import DenseTop
 from hf_lop.errors import InvalidInputError
 from hf_lop.ffn.discovery import prunable_ffns
@@ -26,26 +29,25 @@ from hf_lop.ffn.recovery import recover_fold, recover_lstsq, set_output_weights
 from hf_lop.ffn.replay import IGNORED, record_batches
 from hf_lop.ffn.size import ModelSize, measure_size
 from hf_lop.ffn.slicing import slice_ffns
-from hf_lop.fitting import Batches, fingerprint
-from hf_lop.methods import METHODS, choose
+from hf_lop.fitting import Batches
+from hf_lop.methods import METHODS, check_method, choose, cold_seconds, usable_methods
 from hf_lop.modeling_lop import FFN
 from hf_lop.plan import Plan, plan_budget
+from hf_lop.processes import launched
+from hf_lop.pruner import LOPPruner
 from hf_lop.rewards import REWARDS, Score, _by_sample, _ratio
-
-if TYPE_CHECKING:
-    from hf_lop.pruner import LOPPruner
 
 RECOVERIES = (None, "fold", "lstsq")
 MOMENTS_BYTES = 2**32  # second moments of all layers that wait in memory for the next row
 
 
 def compare(
-    pruners: "Sequence[LOPPruner]",
+    pruners: Sequence[LOPPruner],
     model: PreTrainedModel,
     report: Batches,
     *,
     ratios: Sequence[float] = (0.2, 0.3, 0.5, 0.7),
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] | None = None,
     recover: Sequence[str | None] = (None,),
     data: Batches | None = None,
     rewards: Sequence[str] = ("perplexity",),
@@ -63,7 +65,7 @@ def compare(
         model (`PreTrainedModel`): the dense model; only read.
         report (`Iterable[Mapping]`): batches that no pruner was calibrated or searched on. With `labels` only answers count.
         ratios (`Sequence[float]`): target ratios R, in (0, 1).
-        methods (`Sequence[str]`): of `METHODS`.
+        methods (`Sequence[str]`, *optional*): of `METHODS`; by default all that every pruner can cut by.
         recover (`Sequence`): of None, "fold" and "lstsq".
         data (`Iterable[Mapping]`, *optional*): batches for "lstsq", none of them a report batch.
         rewards (`Sequence[str]`): of `REWARDS`.
@@ -81,9 +83,12 @@ def compare(
             belongs to another comparison.
     """
     pruners, report, data = list(pruners), list(report), list(data or [])
+    methods = methods or _common_methods(pruners)
     ffns = prunable_ffns(model)
     size = measure_size(model, ffns)
     check_arguments(pruners, ratios, methods, recover, rewards, data)
+    for pruner, method in itertools.product(pruners, methods):
+        check_method(method, pruner.config)
     for pruner in pruners:
         pruner.config.check_fits(model, size, strict=False)
     _check_unseen(pruners, report, data)
@@ -120,7 +125,7 @@ def compare(
     for key in tqdm(missing, desc="comparing", unit="row", disable=not progress):
         method, ratio, recovery, seed = key
         if seed is None:
-            rows.add(Row.of(key, judge(twin), size.widths, size, None))
+            rows.add(Row.of(key, judge(twin), size.widths, size))
             continue
         pruner = pruners[seed]
         _prepare(pruner, model, ffns, size, method, ratio)  # the first call allocates and loads; the second is timed
@@ -132,28 +137,90 @@ def compare(
             outputs = recover_fold(model, ffns, kept, pruner.statistics())
         elif recovery == "lstsq":
             outputs = recover_lstsq(model, ffns, kept, moments())
-        pruned = copy.deepcopy(model).eval()
-        cut = slice_ffns(pruned, kept)
-        if outputs is not None:
-            set_output_weights(pruned, cut, outputs)
-        rows.add(Row.of(key, judge(pruned), plan.widths, size, seconds))
+        pruned = _cut_copy(model, kept, outputs)
+        rows.add(Row.of(key, judge(pruned), plan.widths, size, seconds, cold_seconds(method, pruner.config)))
     return Comparison(tuple(rows.known[key] for key in wanted), rows.settings)
 
 
-def _identity(pruner: "LOPPruner") -> str:
+def _common_methods(pruners: Sequence[LOPPruner]) -> list[str]:
+    usable = [usable_methods(pruner.config) for pruner in pruners]
+    return [name for name in METHODS if all(name in names for names in usable)]
+
+
+def fit_pruners(
+    model: PreTrainedModel,
+    draws: Sequence[tuple[Batches, Batches]],
+    searches: Sequence[str],
+    folder: str | Path,
+    *,
+    evaluations: int,
+) -> list[LOPPruner]:
+    """Fit one pruner per draw of the data for [`compare`], with the plans of several searches.
+
+    Args:
+        model (`PreTrainedModel`): the dense model.
+        draws (`Sequence[tuple]`): calibration and search batches, one pair per seed.
+        searches (`Sequence[str]`): "additive", "mcts", "cmaes"; the predictor learns from the first.
+        folder (`str` or `Path`): keeps a journal per seed and search, `fit-SEED-SEARCH`; the same call resumes there.
+        evaluations (`int`): candidates that a search evaluates per target.
+
+    Returns:
+        `list[LOPPruner]`: one per draw.
+    """
+    pruners = []
+    for seed, (calibration, search_batches) in enumerate(draws):
+        fitted: list[LOPPruner] = []
+        for search in searches:
+            journal, first = (Path(folder) / f"fit-{seed}-{name}" for name in (search, searches[0]))
+            if fitted and launched().main and not journal.exists():  # the probes are the same
+                journal.mkdir(parents=True)
+                shutil.copy(first / "probes.json", journal)
+            made = LOPPruner.fit(
+                model,
+                calibration,
+                search_batches,
+                search=search,
+                evaluations=evaluations,
+                seed=seed,
+                journal=journal,
+            )
+            fitted.append(made)
+        seconds = [(made.config.calibration or {})["seconds"] for made in fitted]
+        seconds[0] |= {name: spent.get(name, 0.0) for name, spent in zip(searches, seconds, strict=True)}
+        tables = {name: made.config.search_table for name, made in zip(searches, fitted, strict=True)}
+        fitted[0].config.other_tables = {name: tables[name] for name in searches[1:]}
+        pruners.append(fitted[0])
+    return pruners
+
+
+def _identity(pruner: LOPPruner) -> str:
     """Fingerprint of everything that a pruner plans with."""
-    table = [[row["ratio"], *row["ratios"]] for row in pruner.config.search_table or []]
-    return fingerprint([{**pruner.state_dict(), "search_table": torch.tensor(table, dtype=torch.float64)}])
+    tables = {"search_table": pruner.config.search_table, **(pruner.config.other_tables or {})}
+    values = {name: [[row["ratio"], *row["ratios"]] for row in table or []] for name, table in tables.items()}
+    values["probes"] = (pruner.config.probes or {}).get("damage", [])
+    plans = {name: torch.tensor(rows, dtype=torch.float64) for name, rows in values.items()}
+    return fingerprint([{**pruner.state_dict(), **plans}])
 
 
 def _prepare(
-    pruner: "LOPPruner", model: nn.Module, ffns: Sequence[FFN], size: ModelSize, method: str, ratio: float
+    pruner: LOPPruner, model: nn.Module, ffns: Sequence[FFN], size: ModelSize, method: str, ratio: float
 ) -> tuple[Plan, list[torch.Tensor]]:
     """Plan one target and choose the neurons that stay."""
     ratios, order = choose(method, pruner, model, ffns)
     weight = output_weight(model, ffns[0])
     plan = plan_budget(ratios, size, {"ratio": ratio}, round_to=1, device=weight.device, dtype=weight.dtype)
     return plan, [neurons[:width] for neurons, width in zip(order, plan.widths, strict=True)]
+
+
+def _cut_copy(
+    model: PreTrainedModel, kept: Sequence[torch.Tensor], outputs: list[torch.Tensor] | None
+) -> PreTrainedModel:
+    """Prune a copy of the model, with recovered output projections where there are any."""
+    pruned: PreTrainedModel = copy.deepcopy(model).eval()
+    cut = slice_ffns(pruned, kept)
+    if outputs is not None:
+        set_output_weights(pruned, cut, outputs)
+    return pruned
 
 
 class _Judge:
@@ -214,7 +281,7 @@ def check_arguments(
 
 
 def _check_unseen(
-    pruners: "Sequence[LOPPruner]", report: Sequence[Mapping[str, Any]], data: Sequence[Mapping[str, Any]]
+    pruners: Sequence[LOPPruner], report: Sequence[Mapping[str, Any]], data: Sequence[Mapping[str, Any]]
 ) -> None:
     """Refuse report batches that calibration, search or recovery used."""
     print_ = fingerprint(report)

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from hf_lop.allocation import merge_journals
 from hf_lop.errors import InvalidInputError
 from hf_lop.ffn.size import ModelSize
 from hf_lop.hub.companions import write_whole
-from hf_lop.hub.comparison_plots import Point, plot_layers, plot_quality
+from hf_lop.hub.comparison_plots import Point, plot_layers, plot_quality, plot_searches
 from hf_lop.plan import Plan
 from hf_lop.rewards import REWARDS, Score
 
@@ -37,6 +38,8 @@ class Row:
         ratios (`tuple[float, ...]`): `[L]` layer ratios.
         seconds (`float`, *optional*): to plan a new target and choose its neurons, with everything loaded; recovery is
             not in it.
+        cold_seconds (`float`, *optional*): before that, for all targets together: calibration, probes, search and the
+            predictor's training, as far as the method needs them.
     """
 
     method: str
@@ -50,6 +53,7 @@ class Row:
     widths: tuple[int, ...]
     ratios: tuple[float, ...]
     seconds: float | None
+    cold_seconds: float | None = None
 
     @property
     def key(self) -> Key:
@@ -58,12 +62,19 @@ class Row:
 
     @classmethod
     def of(
-        cls, key: Key, scores: dict[str, Score], widths: Sequence[int], size: ModelSize, seconds: float | None
+        cls,
+        key: Key,
+        scores: dict[str, Score],
+        widths: Sequence[int],
+        size: ModelSize,
+        seconds: float | None = None,
+        cold_seconds: float | None = None,
     ) -> "Row":
         """Add to a score what the widths remove."""
         plan = Plan(tuple(widths), size)
         removed = plan.parameters_removed / size.parameters
-        return cls(*key, scores, plan.pruning_ratio, plan.parameters, removed, plan.widths, plan.ratios, seconds)
+        size_of = (plan.pruning_ratio, plan.parameters, removed)
+        return cls(*key, scores, *size_of, plan.widths, plan.ratios, seconds, cold_seconds)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON types; the standard error of a single sample is None."""
@@ -137,12 +148,36 @@ class Comparison:
         plot_layers(self.points, paths[2])
         return paths
 
-    def save(self, folder: str | Path) -> list[Path]:
-        """Write comparison.md, comparison.json and the plots; return the files."""
+    def plot_searches(self, journals: Mapping[str, Sequence[str | Path]], path: str | Path) -> bool:
+        """Draw the best reward against evaluations at every ratio, as journals tell it; return whether there was any.
+
+        Args:
+            journals (`Mapping[str, Sequence]`): by search, a journal folder per seed.
+            path (`str` or `Path`): PNG file to write.
+        """
+        ratios = sorted({row.ratio for row in self.rows[1:]})
+        curves: dict[float, dict[str, list[Sequence[float]]]] = {}
+        for search, folders in journals.items():
+            for folder in folders:
+                found = merge_journals(folder)
+                targets = {entry.target for entry in found}
+                for target in {min(targets, key=lambda t: abs(t - ratio)) for ratio in ratios if targets}:
+                    rewards = [entry.reward for entry in found if entry.target == target]
+                    curve = np.maximum.accumulate(rewards).tolist()
+                    curves.setdefault(target, {}).setdefault(search, []).append(curve)
+        if curves:
+            plot_searches(curves, path)
+        return bool(curves)
+
+    def save(self, folder: str | Path, journals: Mapping[str, Sequence[str | Path]] | None = None) -> list[Path]:
+        """Write comparison.md, comparison.json and the plots, those of searches from their journals; return the files."""
         texts = {"comparison.md": self.to_markdown(), "comparison.json": self.to_json()}
         for name, text in texts.items():
             write_whole(Path(folder) / name, text.encode())
-        return [*(Path(folder) / name for name in texts), *self.plot(folder)]
+        files = [*(Path(folder) / name for name in texts), *self.plot(folder)]
+        if self.plot_searches(journals or {}, Path(folder) / "searches.png"):
+            files.append(Path(folder) / "searches.png")
+        return files
 
     def __str__(self) -> str:
         return self.to_markdown()
@@ -191,6 +226,7 @@ def _join(rows: Sequence[Row]) -> Point:
     """Join the rows of all seeds."""
     values = {kind: [row.scores[kind].value for row in rows] for kind in rows[0].scores}
     times = [row.seconds for row in rows if row.seconds is not None]
+    cold = [row.cold_seconds for row in rows if row.cold_seconds is not None]
     return Point(
         method=rows[0].method,
         recover=rows[0].recover,
@@ -202,6 +238,7 @@ def _join(rows: Sequence[Row]) -> Point:
         parameters_removed=statistics.fmean(row.parameters_removed for row in rows),
         ratios=tuple(np.mean([row.ratios for row in rows], axis=0).tolist()),
         seconds=statistics.median(times) if times else math.nan,
+        cold_seconds=statistics.median(cold) if cold else math.nan,
     )
 
 
@@ -212,11 +249,11 @@ def _table(kind: str, points: Sequence[Point], dense: Row) -> str:
     columns = [[point for point in points if point.ratio == ratio] for ratio in ratios]
     best = [f"{max(p.mean[kind] for p in column):.3f}" for column in columns]
     lines = [
-        ["method", "recovery", *(f"R = {ratio:g}" for ratio in ratios), "plan (ms)"],
-        ["---", "---", *("---:" for _ in [*ratios, 0])],
-        ["*neurons removed*", "", *(_range([p.neurons_removed for p in column]) for column in columns), ""],
-        ["*parameters removed*", "", *(_range([p.parameters_removed for p in column]) for column in columns), ""],
-        ["dense", "", *(f"{dense.scores[kind].value:.3f}" for _ in ratios), ""],
+        ["method", "recovery", *(f"R = {ratio:g}" for ratio in ratios), "cold (s)", "plan (ms)"],
+        ["---", "---", *("---:" for _ in [*ratios, 0, 0])],
+        ["*neurons removed*", "", *(_range([p.neurons_removed for p in column]) for column in columns), "", ""],
+        ["*parameters removed*", "", *(_range([p.parameters_removed for p in column]) for column in columns), "", ""],
+        ["dense", "", *(f"{dense.scores[kind].value:.3f}" for _ in ratios), "", ""],
     ]
     for method, recover in dict.fromkeys((point.method, point.recover) for point in points):
         cells = []
@@ -225,8 +262,13 @@ def _table(kind: str, points: Sequence[Point], dense: Row) -> str:
             mean, spread = f"{point.mean[kind]:.3f}", point.spread[kind]
             mean = f"**{mean}**" if mean == top else mean
             cells.append(mean if math.isnan(spread) else f"{mean} ± {spread:.3f}")
-        plan = statistics.median(point.seconds for point in points if point.method == method)
-        lines.append([method, recover or "none", *cells, f"{plan * 1e3:.1f}"])
+        plan, cold = (
+            statistics.median(found)
+            for found in zip(*((p.seconds, p.cold_seconds) for p in points if p.method == method), strict=True)
+        )
+        lines.append(
+            [method, recover or "none", *cells, "" if math.isnan(cold) else f"{cold:.1f}", f"{plan * 1e3:.1f}"]
+        )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

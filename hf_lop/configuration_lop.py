@@ -21,12 +21,16 @@ class LOPConfig(PreTrainedConfig):
         base_dtype (`str`): dtype of its FFN weights.
         base_size (`dict`, *optional*): its `ModelSize`: widths, parameters, bytes, FLOPs.
         criterion (`str`): importance criterion behind the neuron order.
-        calibration (`dict`, *optional*): where the statistics come from: dataset, samples, seed.
+        calibration (`dict`, *optional*): where the statistics come from: dataset, samples, seed, fingerprints of the data;
+            how plans were searched, and the seconds that every phase took.
         predictor (`str`): "transformer", "bilstm" or "mlp".
         predictor_loss (`float`, *optional*): mean squared error of the predicted layer ratios at the end of training.
         min_ratio (`float`): smallest target ratio the predictor was trained on.
         max_ratio (`float`): largest target ratio the predictor was trained on.
         search_table (`list`, *optional*): the training pairs: `{"ratio": R, "ratios": [L floats]}`.
+        other_tables (`dict`, *optional*): such tables of other searches, by engine, for comparisons.
+        probes (`dict`, *optional*): what cutting single layers costs: `{"ratios": [P floats], "damage": [L][P floats]}`, in
+            nats per prediction.
     """
 
     model_type = "lop"
@@ -42,6 +46,8 @@ class LOPConfig(PreTrainedConfig):
     min_ratio: float = 0.0
     max_ratio: float = 0.0
     search_table: list[dict[str, Any]] | None = None
+    other_tables: dict[str, Any] | None = None
+    probes: dict[str, Any] | None = None
 
     @property
     def size(self) -> ModelSize:
@@ -59,6 +65,11 @@ class LOPConfig(PreTrainedConfig):
             raise CheckpointMismatchError(
                 f"This LOPConfig does not describe a base model ({error}). Load it from a pruner repository."
             ) from error
+
+    def table_of(self, search: str) -> list[dict[str, Any]] | None:
+        """Return the rows that a search found ("additive", "mcts" or "cmaes"), or None if the pruner has none of it."""
+        own = (self.calibration or {}).get("search") == search
+        return self.search_table if own else (self.other_tables or {}).get(search)
 
     def check_fits(self, model: PreTrainedModel, size: ModelSize, *, strict: bool) -> None:
         """Refuse a model that the pruner was not made for.

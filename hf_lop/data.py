@@ -1,11 +1,13 @@
 """From what users have, chats with pictures or plain text, to batches of model inputs, in splits that never overlap."""
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 from hf_lop.errors import InvalidInputError, MissingDependencyError
 
@@ -125,6 +127,55 @@ def model_batches(
             yield dict(tokenizer(texts, **_padding(len(texts)), **cut))
         else:
             yield _chats(processor, [as_messages(row) for row in part])
+
+
+def fingerprint(batches: Iterable[Mapping[str, Any]]) -> str:
+    """Return 16 hexadecimal digits that depend on every tensor of every batch."""
+    digest = sha256()
+    for batch in batches:
+        for key in sorted(batch):
+            if isinstance(value := batch[key], torch.Tensor):
+                digest.update(key.encode() + str(tuple(value.shape)).encode())
+                digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def fitting_parts(
+    data: Any, samples: int, search_samples: int, report_samples: int | None, seed: int
+) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+    """Split samples into calibration, search and report; see [`~LOPPruner.fit`] for the arguments.
+
+    Returns:
+        `tuple`: the parts by name, and what to record of them: dataset (where it has a name), samples of each part, seed.
+
+    Raises:
+        InvalidInputError: if the data is of another kind, or has too few samples.
+    """
+    rows = read_rows(data) if isinstance(data, str) else data
+    if isinstance(rows, Mapping) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+        raise InvalidInputError(
+            f"data is a {type(data).__name__}; pass a list of samples, a datasets.Dataset (one split of it), or the name of a "
+            "file or of a dataset on the Hub."
+        )
+    if len(rows) and isinstance(rows[0], Mapping) and "input_ids" in rows[0]:
+        raise InvalidInputError("data holds batches of model inputs; pass others as validation, to judge plans on.")
+    spare = min(max(len(rows) - samples - search_samples, 0), 400)
+    sizes = {"calibration": samples, "search": search_samples}
+    if report_samples or (report_samples is None and spare):
+        sizes["report"] = spare if report_samples is None else report_samples
+    parts = dict(zip(sizes, split_rows(rows, list(sizes.values()), seed), strict=True))
+    facts = {"dataset": Path(data).name if Path(data).exists() else data} if isinstance(data, str) else {}
+    return parts, {**facts, "samples": sizes, "seed": seed}
+
+
+def part_batches(
+    processor: Any, part: str, rows: Sequence[Any], *, batch_size: int, max_length: int | None
+) -> Iterator[dict[str, Any]]:
+    """Turn a part of the samples into batches as [`model_batches`] does, with a progress bar on stderr."""
+    with tqdm(total=len(rows), desc=f"preparing {part}", unit="sample") as bar:
+        for batch in model_batches(processor, rows, batch_size=batch_size, max_length=max_length):
+            yield batch
+            bar.update(len(batch["input_ids"]))
 
 
 def _padding(samples: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ and the rewards of the search.
 
 import contextlib
 import json
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from transformers import PreTrainedModel
 from hf_lop.allocation import CMAES, MCTS, Journal, additive_plans, learn_table
 from hf_lop.allocation.budget import positive_integer
 from hf_lop.allocation.table import MakeSearch
+from hf_lop.data import fingerprint
 from hf_lop.errors import InvalidInputError
 from hf_lop.ffn.discovery import prunable_ffns
 from hf_lop.ffn.importance import CRITERIA, neuron_importance, neuron_order
@@ -28,7 +30,7 @@ from hf_lop.ffn.size import ModelSize, measure_size
 from hf_lop.ffn.statistics import Statistics, collect_statistics
 from hf_lop.hub.companions import write_whole
 from hf_lop.processes import Processes, launched
-from hf_lop.rewards import REWARDS, Reward, probe_layers
+from hf_lop.rewards import Judge, probe_layers, reward_name, scorer
 
 Batches = Iterable[Mapping[str, Any]]
 
@@ -46,7 +48,8 @@ class Learned:
         statistics (`list[Statistics]`): one per layer.
         order (`list[torch.Tensor]`): neurons of each layer from most to least important, `[n] int64`.
         table (`list[dict]`): rows `{"ratio": R, "ratios": [L floats]}`, those of a search with their `reward`.
-        provenance (`dict`): search, reward, and a fingerprint of each set of data.
+        probes (`dict`): what single-layer cuts cost: `{"ratios": [P floats], "damage": [L][P floats]}`.
+        provenance (`dict`): search, reward, a fingerprint of each set of data, and seconds per phase.
     """
 
     size: ModelSize
@@ -54,18 +57,29 @@ class Learned:
     statistics: list[Statistics]
     order: list[torch.Tensor]
     table: list[dict[str, Any]]
+    probes: dict[str, Any]
     provenance: dict[str, Any]
 
 
-def fingerprint(batches: Sequence[Mapping[str, Any]]) -> str:
-    """Return 16 hexadecimal digits that depend on every tensor of every batch."""
-    digest = sha256()
-    for batch in batches:
-        for key in sorted(batch):
-            if isinstance(value := batch[key], torch.Tensor):
-                digest.update(key.encode() + str(tuple(value.shape)).encode())
-                digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+def check_arguments(
+    search: str, criterion: str, reward: str | Judge, targets: Sequence[float], evaluations: int
+) -> None:
+    """Refuse what cannot be fitted, before any work; see [`~LOPPruner.fit`] for the arguments.
+
+    Raises:
+        InvalidInputError: if an argument is unknown or out of its range.
+    """
+    for name, value, known in (("search", search, SEARCHES), ("criterion", criterion, CRITERIA)):
+        if value not in known:
+            raise InvalidInputError(f"{name} is {value!r}; choose one of {', '.join(known)}.")
+    if reward_name(reward) != "divergence" and search == "additive":
+        raise InvalidInputError(
+            f'reward is {reward_name(reward)}, which search="additive" never looks at: its plans come from the divergence of '
+            'single-layer probes. Use search="mcts" or "cmaes", or leave the reward out.'
+        )
+    positive_integer("evaluations", evaluations)
+    if not len(targets) or not all(0 <= target < 1 for target in targets):
+        raise InvalidInputError(f"targets is {list(targets)}; pass at least one target ratio in [0, 1).")
 
 
 def learn(
@@ -75,13 +89,13 @@ def learn(
     *,
     criterion: str,
     search: str,
-    reward: str,
+    reward: str | Judge,
     targets: Sequence[float],
     evaluations: int,
     seed: int,
     journal: str | Path | None,
 ) -> Learned:
-    """Calibrate, probe every layer, plan every target; see [`~LOPPruner.fit`] for the arguments.
+    """Calibrate, probe every layer, plan every target; see [`~LOPPruner.fit`] and `check_arguments` for the arguments.
 
     With a journal, probes and evaluations are kept there, and a killed call resumes to the same result. Several processes,
     which all call this with the same arguments, split every batch-wise measurement; the main one runs the search and keeps
@@ -89,17 +103,10 @@ def learn(
 
     Raises:
         UnsupportedModelError: if the model cannot be pruned.
-        InvalidInputError: if an argument is unknown, the journal belongs to other data or settings, or processes were
-            given different data.
+        InvalidInputError: if there is no data, the journal belongs to other data or settings, or processes were given
+            different data.
         ProcessError: if another process failed.
     """
-    choices = {"search": (search, SEARCHES), "criterion": (criterion, CRITERIA), "reward": (reward, REWARDS)}
-    for name, (value, known) in choices.items():
-        if value not in known:
-            raise InvalidInputError(f"{name} is {value!r}; choose one of {', '.join(known)}.")
-    positive_integer("evaluations", evaluations)
-    if not len(targets) or not all(0 <= target < 1 for target in targets):
-        raise InvalidInputError(f"targets is {list(targets)}; pass at least one target ratio in [0, 1).")
     ffns = prunable_ffns(model)
     size = measure_size(model, ffns)
     calibration, validation = list(calibration), list(validation)
@@ -108,8 +115,10 @@ def learn(
         warnings.warn("Calibration and search use the same data; plans will look better than they are.", stacklevel=3)
     processes = launched()
     processes.agree("The fingerprints of data or model", {**prints, "parameters": size.parameters})
+    clock = _Clock(journal, processes)
     statistics = collect_statistics(model, calibration, ffns, processes)
     order = processes.from_main(lambda: neuron_order(neuron_importance(model, ffns, criterion, statistics)))
+    clock.stop("calibration")
     provenance: dict[str, Any] = {"search": search, **prints}
     settings: dict[str, Any] = {
         "model": {"type": model.config.model_type, **asdict(size)},
@@ -123,6 +132,8 @@ def learn(
         return probe_layers(model, ffns, order, validation, PROBE_RATIOS, processes)
 
     damage = probe() if journal is None else _kept(Path(journal) / "probes.json", settings, probe, processes)
+    clock.stop("probes")
+    damage = np.vectorize(lambda value: float(f"{value:.6g}"))(damage)  # what the config can hold, so that plans agree
 
     def additive(goals: Sequence[float]) -> np.ndarray:
         return additive_plans(damage, PROBE_RATIOS, size.widths, goals)
@@ -133,8 +144,8 @@ def learn(
             for target, plan in zip(targets, additive(targets), strict=True)
         ]
     else:
-        provenance |= {"reward": reward, "evaluations per target": evaluations, "seed": seed}
-        scored = Reward.on(model, order, validation, reward, processes)
+        provenance |= {"reward": reward_name(reward), "evaluations per target": evaluations, "seed": seed}
+        scored = scorer(model, order, validation, reward, processes)
         dense = np.array(size.widths)
 
         def worth(ratios: np.ndarray) -> float:
@@ -142,10 +153,13 @@ def learn(
 
         engine: MakeSearch = partial({"mcts": MCTS, "cmaes": CMAES}[search], seed=seed)
 
-        def searched() -> list[dict[str, Any]]:
-            kept = Journal(journal, {**settings, "reward": reward}) if journal else contextlib.nullcontext()
+        def searched() -> tuple[list[dict[str, Any]], float]:
+            kept = (
+                Journal(journal, {**settings, "reward": reward_name(reward)}) if journal else contextlib.nullcontext()
+            )
             with kept as log:
-                return learn_table(
+                known = 0 if log is None else len(log)
+                found = learn_table(
                     engine,
                     worth,
                     size.widths,
@@ -155,10 +169,40 @@ def learn(
                     journal=log,
                     progress=True,
                 )
+                # A resumed search measured a part of its evaluations only; the others took as long.
+                whole = 1.0 if log is None or known == len(log) else len(log) / (len(log) - known)
+            return found, whole
 
-        table = processes.from_main(searched, serve=scored)
+        table, whole = processes.from_main(searched, serve=scored)
+        clock.stop(search, whole)
     dtype = str(ffns[0].modules(model)[1].weight.dtype).removeprefix("torch.")
-    return Learned(size, dtype, statistics, order, table, provenance)
+    provenance["seconds"] = clock.seconds
+    return Learned(
+        size, dtype, statistics, order, table, {"ratios": PROBE_RATIOS, "damage": damage.tolist()}, provenance
+    )
+
+
+class _Clock:
+    """Seconds that each phase took when it was run first, as a journal answers it at once from then on."""
+
+    def __init__(self, journal: str | Path | None, processes: Processes) -> None:
+        self.path = None if journal is None else Path(journal) / "seconds.json"
+        self.processes, self.seconds, self.start = processes, dict[str, float](), time.perf_counter()
+
+    def stop(self, phase: str, share: float = 1.0) -> None:
+        """Note a phase that has ended, of which `1 / share` was measured; the next one starts."""
+        spent = round(share * (time.perf_counter() - self.start), 3)
+
+        def first() -> float:
+            known: dict[str, float] = {}
+            if self.path is not None and self.path.is_file():
+                known = json.loads(self.path.read_text(encoding="utf-8"))
+            if self.path is not None and phase not in known:
+                write_whole(self.path, json.dumps({**known, phase: spent}).encode())
+            return known.get(phase, spent)
+
+        self.seconds[phase] = self.processes.from_main(first)
+        self.start = time.perf_counter()
 
 
 def _kept(path: Path, settings: dict[str, Any], measure: Callable[[], np.ndarray], processes: Processes) -> np.ndarray:

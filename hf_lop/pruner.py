@@ -1,5 +1,6 @@
 """LOPPruner: a Hub model that turns a budget into a width for every layer, and cuts a model to them."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import AutoModel, PreTrainedModel
 import hf_lop
 from hf_lop.allocation.table import target_grid
 from hf_lop.configuration_lop import LOPConfig
+from hf_lop.data import fingerprint, fitting_parts, part_batches
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.ffn.discovery import FFN, prunable_ffns
 from hf_lop.ffn.moments import second_moments
@@ -22,13 +24,15 @@ from hf_lop.ffn.recovery import recover_fold, recover_lstsq, set_output_weights
 from hf_lop.ffn.size import measure_size
 from hf_lop.ffn.slicing import slice_ffns
 from hf_lop.ffn.statistics import Statistics
-from hf_lop.fitting import Batches, learn, training_pairs
+from hf_lop.fitting import Batches, check_arguments, learn, training_pairs
 from hf_lop.hub.checkpoint import save_pruner_extras
-from hf_lop.hub.loading import check_loaded, check_safetensors, load_model, read_config
+from hf_lop.hub.loading import check_loaded, check_safetensors, load_model, load_processor, read_config
 from hf_lop.hub.pushing import push_folder
 from hf_lop.methods import METHODS, check_method, choose
 from hf_lop.plan import Plan, plan_budget, read_budget
 from hf_lop.predictors import build_predictor, check_predictor, train_predictor
+from hf_lop.processes import launched
+from hf_lop.rewards import Judge
 
 
 class LOPPruner(PreTrainedModel):
@@ -76,13 +80,18 @@ class LOPPruner(PreTrainedModel):
             target = torch.tensor([ratio], device=weight.device, dtype=weight.dtype)
             return self.predictor(target)[0].double().cpu().numpy()  # type: ignore[no-any-return]
 
-    def look_up(self, ratio: float) -> np.ndarray:
-        """Return the layer ratios `[L] float64` of the table the predictor learned from, interpolated between targets.
+    def look_up(self, ratio: float, search: str | None = None) -> np.ndarray:
+        """Return the layer ratios `[L] float64` of a table, interpolated between targets.
+
+        Args:
+            ratio (`float`): target ratio.
+            search (`str`, *optional*): whose table; by default the one that the predictor learned from.
 
         Raises:
-            InvalidInputError: if the pruner has no table.
+            InvalidInputError: if the pruner has no such table.
         """
-        targets, ratios = training_pairs(self.config.search_table or [], len(self.config.size.widths))
+        table = self.config.search_table if search is None else self.config.table_of(search)
+        targets, ratios = training_pairs(table or [], len(self.config.size.widths))
         return np.array([np.interp(ratio, targets.numpy(), column) for column in ratios.numpy().T])
 
     def plan(
@@ -169,7 +178,8 @@ class LOPPruner(PreTrainedModel):
             flops (`float`, *optional*): see `plan`.
             latency (`float`, *optional*): see `plan`; measured in the model's dtype on its device.
             round_to (`int`): see `plan`.
-            method (`str`): "lop", the predicted plan; or a baseline from the same statistics, one of `METHODS`.
+            method (`str`): "lop", the predicted plan; a plan that was searched, such as "additive" or "cmaes", where the
+                pruner has it; or a baseline from the same statistics: one of `METHODS`.
             recover (`str`, *optional*): let the output projections take over what the removed neurons did: "lstsq", least
                 squares on `data`, or "fold", their mean from the stored statistics. With `data` the default is "lstsq",
                 without it none.
@@ -183,12 +193,13 @@ class LOPPruner(PreTrainedModel):
         Raises:
             UnsupportedModelError: if the model cannot be pruned.
             CheckpointMismatchError: if this pruner was made for another model.
-            InvalidInputError: if the budget is out of range, or `method` or `recover` is unknown.
+            InvalidInputError: if the budget is out of range, `method` or `recover` is unknown, or the pruner was not fitted
+                for the method.
             InfeasibleBudgetError: if the budget is below the smallest possible model. Nothing was changed in any case.
         """
         budgets = {"ratio": ratio, "params": params, "memory": memory, "flops": flops, "latency": latency}
         kind, _ = read_budget(budgets)
-        check_method(method)
+        check_method(method, self.config)
         recover = "lstsq" if recover is None and data is not None else recover
         _check_recovery(recover, data)
         if isinstance(model, str | Path):
@@ -248,13 +259,19 @@ class LOPPruner(PreTrainedModel):
     @classmethod
     def fit(
         cls,
-        model: PreTrainedModel,
-        calibration: Batches,
-        validation: Batches,
+        model: PreTrainedModel | str | Path,
+        data: Any,
+        validation: Batches | None = None,
         *,
+        processor: Any = None,
+        samples: int = 400,
+        search_samples: int = 400,
+        report_samples: int | None = None,
+        batch_size: int = 8,
+        max_length: int | None = None,
         criterion: str = "l2",
         search: str = "additive",
-        reward: str = "divergence",
+        reward: str | Judge = "divergence",
         targets: Sequence[float] | None = None,
         evaluations: int = 200,
         predictor: str = "transformer",
@@ -265,23 +282,37 @@ class LOPPruner(PreTrainedModel):
     ) -> "LOPPruner":
         """Make a pruner: calibrate, probe each layer, plan every target, train the predictor on the plans.
 
+        Samples are split at random into disjoint parts for calibration, search and report, of which the last is never looked
+        at; the config records the fingerprints of all. For the report, draw the same parts again:
+        `split_rows(data, (samples, search_samples, report_samples), seed)[2]` (from `hf_lop.data`).
+
         In processes that `accelerate launch` or torchrun started, every process must call this with the same arguments;
         each runs every n-th batch, and all return the same pruner as one process that computes with as many threads. The
         first process keeps the journal.
 
         Args:
-            model (`PreTrainedModel`): the dense base model; not changed.
-            calibration (`Iterable[Mapping]`): batches of model inputs for the activation statistics.
-            validation (`Iterable[Mapping]`): other batches, on which plans are judged. With `labels` only answers count.
+            model (`PreTrainedModel`, `str` or `Path`): the dense base model; not changed. A Hub id or folder is loaded.
+            data (`Dataset`, `Sequence` or `str`): samples: chats with or without pictures, questions and answers, or plain
+                texts, see [`model_batches`][hf_lop.data.model_batches]; or a file or Hub id of such. With `validation`:
+                ready batches of model inputs, for the activation statistics.
+            validation (`Iterable[Mapping]`, *optional*): other ready batches, on which plans are judged. With `labels` only
+                answers count; of samples that is the last turn of a chat.
+            processor (*optional*): turns samples into model inputs; that of the model's repository by default.
+            samples (`int`): samples for the activation statistics.
+            search_samples (`int`): other samples, on which plans are judged.
+            report_samples (`int`, *optional*): samples set aside for reports; what is left, at most 400, by default.
+            batch_size (`int`): samples per batch.
+            max_length (`int`, *optional*): tokens at which plain texts are cut.
             criterion (`str`): importance criterion, one of `CRITERIA`.
             search (`str`): "additive", plans from single-layer probes alone; "mcts", the paper's tree search; or
                 "cmaes". The searches start from the additive plan.
-            reward (`str`): what a search maximises, one of `REWARDS`.
+            reward (`str` or `Callable`): what a search maximises: one of `REWARDS`, or your own judge of a candidate model, see
+                [`scorer`][hf_lop.rewards.scorer]. Additive plans need none.
             targets (`Sequence[float]`, *optional*): target ratios to plan; 0.1 to 0.7 in steps of 0.025 by default (the
                 paper's step), for additive plans 0 to 0.9 in steps of 0.0125.
             evaluations (`int`): candidates that a search evaluates per target.
             predictor (`str`): "transformer", "bilstm" or "mlp".
-            seed (`int`): of the search, the predictor's initial weights and its training order.
+            seed (`int`): of the draw of samples, the search, the predictor's initial weights and its training order.
             journal (`str` or `Path`, *optional*): folder that keeps probes and evaluations; the same call with the same
                 folder resumes after a kill, to the same result.
             base_model (`str`, *optional*): Hub id of the base model, where it was not loaded by id.
@@ -292,15 +323,34 @@ class LOPPruner(PreTrainedModel):
 
         Raises:
             UnsupportedModelError: if the model cannot be pruned.
-            InvalidInputError: if an argument is unknown, or the journal belongs to other data or settings.
+            InvalidInputError: if an argument is unknown, there are too few samples, or the journal belongs to other data or
+                settings.
             ProcessError: if another process failed or is gone.
         """
         check_predictor(predictor)
         if targets is None:
             targets = target_grid(0.0, 0.9, 0.0125) if search == "additive" else target_grid()
+        check_arguments(search, criterion, reward, targets, evaluations)
+        parts: dict[str, list[Any]] = {}
+        facts: dict[str, Any] = {}
+        if validation is None:
+            parts, facts = fitting_parts(data, samples, search_samples, report_samples, seed)
+        if isinstance(model, str | Path):
+            processes, model = launched(), load_model(model)
+            model = model.to(processes.device) if processes.count > 1 else model  # type: ignore[arg-type]
+        prunable_ffns(model)  # refuses a model before its data is prepared
+        if validation is None:
+            processor = load_processor(str(model.name_or_path)) if processor is None else processor
+            batches = {
+                part: part_batches(processor, part, rows, batch_size=batch_size, max_length=max_length)
+                for part, rows in parts.items()
+            }
+            if "report" in batches:
+                facts["report_sha256"] = fingerprint(batches["report"])
+            data, validation = batches["calibration"], batches["search"]
         learned = learn(
             model,
-            calibration,
+            data,
             validation,
             criterion=criterion,
             search=search,
@@ -317,15 +367,18 @@ class LOPPruner(PreTrainedModel):
             base_dtype=learned.dtype,
             base_size=asdict(learned.size),
             criterion=criterion,
-            calibration={**(provenance or {}), **learned.provenance},
+            calibration={**(provenance or {}), **facts, **learned.provenance},
             predictor=predictor,
             search_table=learned.table,
+            probes=learned.probes,
         )
         pruner = cls(config)
         pruner.neuron_order.copy_(torch.cat(learned.order).to(torch.uint16))
         for name in Statistics.__slots__:
             getattr(pruner, name).copy_(torch.cat([getattr(layer, name) for layer in learned.statistics]))
-        pruner.train_predictor(predictor, seed=seed)
+        start = time.perf_counter()
+        pruner.train_predictor(predictor, seed=seed, progress=True)
+        learned.provenance["seconds"]["predictor"] = round(time.perf_counter() - start, 3)
         pruner.train(False)
         return pruner
 
@@ -352,6 +405,8 @@ class LOPPruner(PreTrainedModel):
         Raises:
             InvalidInputError: if there is no table, a row does not fit the model, or the predictor is unknown.
         """
+        if table is not None and table != self.config.search_table:
+            self.config.calibration = {**(self.config.calibration or {}), "search": "table given to train_predictor"}
         table = self.config.search_table or [] if table is None else table
         layers = len(self.config.size.widths)
         targets, ratios = training_pairs(table, layers)

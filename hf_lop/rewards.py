@@ -29,14 +29,18 @@ class Score:
 
     Attributes:
         value (`float`): higher is better.
-        standard_error (`float`): of the value, from the spread between samples; nan for a single sample.
-        samples (`int`): S, samples with at least one prediction that counts.
+        standard_error (`float`): of the value, from the spread between samples; nan where it is not known, as for a single
+            sample.
+        samples (`int`): S, samples with at least one prediction that counts; 0 where it is not known.
     """
 
     value: float
     standard_error: float
     samples: int
 
+
+# A user's own reward: a candidate model in, its worth out.
+Judge = Callable[[Any], Score | float]
 
 # Each maps (log q [K, V], targets [K], dense predictions) to values [K], higher is better.
 _Values = Callable[[torch.Tensor, torch.Tensor, DenseTop | None], torch.Tensor]
@@ -194,6 +198,59 @@ class Reward:
 
     def _log_q(self, entry: Recorded) -> torch.Tensor:
         return entry.logits(self.elastic.model).float().log_softmax(-1)
+
+
+def reward_name(reward: str | Judge) -> str:
+    """Return the name of a reward in records and journals; of a callable its `name`, or else its `__name__`.
+
+    Raises:
+        InvalidInputError: if the name is unknown, or the callable has none.
+    """
+    if isinstance(reward, str) and reward in REWARDS:
+        return reward
+    name = getattr(reward, "name", None) or getattr(reward, "__name__", None)
+    if not callable(reward):
+        raise InvalidInputError(f"reward is {reward!r}; choose one of {', '.join(REWARDS)}, or pass a callable.")
+    if not isinstance(name, str) or name == "<lambda>" or name in REWARDS:
+        raise InvalidInputError(
+            f"The reward {reward!r} has no name of its own, by which a journal could tell it from others. Use a function made "
+            "by def, or give the callable an attribute `name`."
+        )
+    return name
+
+
+def scorer(
+    model: nn.Module,
+    order: Sequence[torch.Tensor],
+    batches: Iterable[Mapping[str, Any]],
+    reward: str | Judge,
+    processes: Processes | None = None,
+) -> Callable[[Sequence[int]], Score]:
+    """Return what scores widths `[L]`: [`Reward.on`], of one of `REWARDS`, or a callable's own verdict.
+
+    The callable brings its own data. It is given the candidate, a model of the same class in evaluation mode that can
+    `generate` and is valid during the call (its config keeps the dense widths), and returns a number or a `Score`, higher
+    for better; what is returned here raises `InvalidInputError` if it returns something else. Of several processes each
+    calls it for every candidate, and the verdict of the main one counts.
+    """
+    if isinstance(reward, str):
+        return Reward.on(model, order, batches, reward, processes)
+    elastic = ElasticModel(model, order)
+
+    def score(widths: Sequence[int]) -> Score:
+        elastic.set_widths(widths)
+        with torch.no_grad():
+            found = reward(elastic.model)
+        if isinstance(found, Score):
+            return found
+        try:
+            return Score(float(found), math.nan, 0)
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(
+                f"The reward {reward_name(reward)} returned a {type(found).__name__}; return a number, or a Score."
+            ) from error
+
+    return score
 
 
 def _with_targets(recorded: Sequence[Recorded]) -> list[Recorded]:

@@ -116,11 +116,12 @@ def test_compare(tmp_path):
         "--reward",
         "log_likelihood",
     ]
-    options += ["--ratio", 0.5, "--method", "lop", "--method", "magnitude", "--recover", "--out", tmp_path / "out"]
+    options += ["--ratio", 0.5, "--method", "lop", "--method", "cmaes", "--recover", "--out", tmp_path / "out"]
+    options += ["--search", "cmaes", "--evaluations", 3]
     result = json.loads(run("compare", demo.MODEL_DIR, "--data", data, *options, "--json"))
-    assert {row["method"] for row in result["rows"]} == {"dense", "lop", "magnitude"}
-    files = {path.suffix for path in (tmp_path / "out").iterdir()}
-    assert {".md", ".json", ".png"} <= files
+    assert {row["method"] for row in result["rows"]} == {"dense", "lop", "cmaes"}
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"comparison.md", "comparison.json", "searches.png", "fit-0-cmaes", "fit-1-cmaes"} <= files
     again = json.loads(run("compare", demo.MODEL_DIR, "--data", data, *options, "--json"))  # from the journals
     assert again == result
 
@@ -141,6 +142,10 @@ def test_train_predictor(folders, tmp_path):
 
 
 class TestMistakes:
+    def test_a_method_without_its_search(self, folders, monkeypatch, capsys, tmp_path):
+        arguments = ("--data", tmp_path / "none.txt", "--out", tmp_path / "out", "--method", "mcts")
+        assert "Add --search mcts" in fails(monkeypatch, capsys, "compare", folders / "dense", *arguments)
+
     def test_bad_ratio(self, folders, monkeypatch, capsys):
         assert "ratio is 1.2; it must be in [0, 1)" in fails(
             monkeypatch, capsys, "plan", folders / "pruner", "--ratio", 1.2

@@ -9,17 +9,19 @@ import pytest
 import torch
 
 from hf_lop import compare as module
-from hf_lop.compare import compare
+from hf_lop.allocation import Journal, merge_journals
+from hf_lop.compare import compare, fit_pruners
 from hf_lop.comparison import Comparison, Row
+from hf_lop.data import fingerprint
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.ffn.discovery import find_ffns
 from hf_lop.ffn.importance import neuron_importance, neuron_order
 from hf_lop.ffn.statistics import Statistics, collect_statistics
-from hf_lop.fitting import fingerprint
-from hf_lop.methods import METHODS
+from hf_lop.methods import usable_methods
 from tests.conftest import text_batches
 from tests.test_rewards import answered, by_hand
 
+METHODS = ("lop", "additive", "uniform", "magnitude", "wanda", "flap")  # all of a pruner with additive plans
 RATIOS, KINDS = (0.25, 0.5), ("perplexity", "divergence", "accuracy", "log_likelihood")
 
 
@@ -64,7 +66,8 @@ def compared(built, pruners, report, options, tmp_path_factory):
     return result, folder
 
 
-def test_rows_are_complete_and_meet_their_ratio(compared):
+def test_rows_are_complete_and_meet_their_ratio(compared, pruners):
+    assert usable_methods(pruners[0].config) == list(METHODS)
     rows = compared[0].rows
     expected = [
         (method, ratio, recover, seed)
@@ -83,6 +86,7 @@ def test_rows_are_complete_and_meet_their_ratio(compared):
         assert row.parameters_removed == pytest.approx(1 - row.parameters / dense)
         np.testing.assert_allclose(row.ratios, 1 - np.array(row.widths) / 48)
         assert 0 < row.seconds < 5
+        assert (row.cold_seconds == 0) if row.method == "magnitude" else (0 < row.cold_seconds < 60)
 
 
 def test_dense_row_equals_an_independent_computation(compared, built, report):
@@ -161,6 +165,7 @@ def test_more_ratios_are_added_to_a_folder_and_other_data_refused(built, pruners
         ({"recover": ["lstsq"]}, "needs data"),
         ({"recover": ["lora"]}, "'lora'; choose from None, fold, lstsq"),
         ({"methods": ["taylor"]}, "'taylor'; choose from lop"),
+        ({"methods": ["cmaes"]}, "no plans of cmaes"),
         ({"rewards": ["bleu"]}, "'bleu'; choose from"),
         ({"rewards": ["accuracy"]}, "no labels"),
         ({"report": [{"input_ids": torch.ones(2, 1, dtype=torch.long)}]}, "known target"),
@@ -196,7 +201,7 @@ def test_markdown_has_dense_and_one_best_value_per_column(compared):
     assert [table.splitlines()[0] for table in tables] == list(KINDS)
     for kind, table in zip(KINDS, tables, strict=True):
         lines = [[cell.strip() for cell in line[1:-1].split("|")] for line in table.splitlines() if line[:1] == "|"]
-        assert lines[0] == ["method", "recovery", "R = 0.25", "R = 0.5", "plan (ms)"]
+        assert lines[0] == ["method", "recovery", "R = 0.25", "R = 0.5", "cold (s)", "plan (ms)"]
         assert lines[2][2:4] == ["25.0%", "50.0%"]
         assert lines[3][2].endswith("%")
         assert lines[4][:3] == ["dense", "", f"{compared[0].rows[0].scores[kind].value:.3f}"]
@@ -230,3 +235,41 @@ def test_everything_is_saved_and_plots_are_pictures(compared, tmp_path):
     assert sorted(file.name for file in (tmp_path / "new").iterdir()) == sorted(names)
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files[2:])
     assert files[0].read_text() == str(plain)
+
+
+@pytest.mark.slow
+def test_searches_are_fitted_together_compared_and_drawn(built, tmp_path):
+    model, draws = built["gated"], [(text_batches(2, seed=s), text_batches(1, seed=s + 50)) for s in (1, 2)]
+    pruners = fit_pruners(model, draws, ["cmaes", "mcts"], tmp_path, evaluations=4)
+    assert {path.name for path in tmp_path.iterdir()} == {f"fit-{s}-{e}" for s in (0, 1) for e in ("cmaes", "mcts")}
+    for seed, pruner in enumerate(pruners):
+        assert pruner.config.calibration["search"] == "cmaes"
+        assert {"calibration", "probes", "cmaes", "mcts", "predictor"} == set(pruner.config.calibration["seconds"])
+        best = {
+            name: max(e.reward for e in merge_journals(tmp_path / f"fit-{seed}-{name}") if e.target == 0.5)
+            for name in ("cmaes", "mcts")
+        }
+        tables = {"cmaes": pruner.config.search_table, **pruner.config.other_tables}
+        for name, value in best.items():
+            assert next(row["reward"] for row in tables[name] if row["ratio"] == 0.5) == value
+    result = compare(pruners, model, text_batches(1, seed=9), ratios=[0.3, 0.5], progress=False)
+    assert {"lop", "additive", "cmaes", "mcts"} <= {row.method for row in result.rows}
+    journals = {name: [tmp_path / f"fit-{seed}-{name}" for seed in (0, 1)] for name in ("cmaes", "mcts")}
+    files = result.save(tmp_path / "out", journals)
+    assert files[-1].name == "searches.png"
+    assert files[-1].read_bytes().startswith(b"\x89PNG")
+    again = fit_pruners(model, draws, ["cmaes", "mcts"], tmp_path, evaluations=4)
+    assert [p.config.calibration["seconds"]["mcts"] for p in again] == [
+        p.config.calibration["seconds"]["mcts"] for p in pruners
+    ]
+
+
+def test_curves_are_the_best_so_far_at_the_nearest_target(compared, tmp_path, monkeypatch):
+    with Journal(tmp_path, {}) as journal:
+        for target, width, reward in ((0.3, 1, -3.0), (0.3, 2, -1.0), (0.3, 3, -2.0), (0.5, 4, -4.0)):
+            journal.add(target, (width,), reward)
+    drawn = []
+    monkeypatch.setattr("hf_lop.comparison.plot_searches", lambda curves, path: drawn.append(curves))
+    assert compared[0].plot_searches({"mcts": [tmp_path]}, tmp_path / "x.png")
+    assert drawn == [{0.3: {"mcts": [[-3.0, -1.0, -1.0]]}, 0.5: {"mcts": [[-4.0]]}}]
+    assert not compared[0].plot_searches({}, tmp_path / "x.png")

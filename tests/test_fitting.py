@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from hf_lop import demo
+from hf_lop.data import fingerprint, model_batches, read_rows, split_rows
 from hf_lop.errors import InvalidInputError
-from hf_lop.fitting import fingerprint, training_pairs
+from hf_lop.fitting import training_pairs
 from hf_lop.pruner import LOPPruner
 from tests.conftest import build, text_batches
 
@@ -50,6 +52,25 @@ def test_journal_answers_instead_of_the_model(built, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "probes.json").read_text())["settings"]["criterion"] == "l2"
 
 
+def test_a_search_maximises_any_callable_and_its_journal_knows_it_by_name(built, tmp_path):
+    calls = []
+
+    def last_layer_wide(candidate):
+        calls.append(candidate.model.layers[3].mlp.down_proj.in_features)
+        return float(calls[-1])
+
+    found = fit(built["gated"], tmp_path, reward=last_layer_wide, targets=(0.5,), evaluations=10, search="cmaes")
+    row = found.config.search_table[0]
+    assert row["reward"] == max(calls) == round(48 * (1 - row["ratios"][3]))
+    assert len(set(calls)) > 1
+    assert found.config.calibration["reward"] == "last_layer_wide"
+    again = fit(built["gated"], tmp_path, reward=last_layer_wide, targets=(0.5,), evaluations=10, search="cmaes")
+    assert (again.config.search_table, len(calls)) == (found.config.search_table, 10)
+    last_layer_wide.name = "another"
+    with pytest.raises(InvalidInputError, match='reward was "last_layer_wide" and is now "another"'):
+        fit(built["gated"], tmp_path, reward=last_layer_wide, targets=(0.5,), evaluations=10, search="cmaes")
+
+
 def test_journal_of_another_fit_is_refused(built, tmp_path):
     fit(built["gated"], tmp_path)
     with pytest.raises(InvalidInputError, match="another order_sha256, criterion"):
@@ -63,12 +84,64 @@ def test_mistakes_are_refused_before_any_work(built):
         fit(built["gated"], search="annealing")
     with pytest.raises(InvalidInputError, match="divergence"):
         fit(built["gated"], reward="beauty")
+    with pytest.raises(InvalidInputError, match='search="additive" never looks at'):
+        fit(built["gated"], reward="accuracy", search="additive")
 
 
 def test_same_data_for_calibration_and_search_warns(built):
     batches = text_batches(1)
     with pytest.warns(UserWarning, match="same data"):
         LOPPruner.fit(built["gated"], batches, copy.deepcopy(batches), predictor="mlp")
+
+
+TEXTS = [
+    f"what {color} {shape} is at the center" for color in ("red", "green", "blue") for shape in ("circle", "square")
+]
+
+
+@pytest.mark.parametrize("kind", ["texts", "chats", "dataset", "file"])
+def test_samples_of_every_kind_are_split_and_recorded(kind, tmp_path):
+    model, processor = demo.load_model()
+    rows = demo.load_data("search", 12)
+    data = {"texts": TEXTS * 2, "chats": [demo.messages(row, True) for row in rows], "dataset": rows}.get(kind)
+    if kind == "file":
+        rows.to_parquet(data := str(tmp_path / "questions.parquet"))
+    options = {"samples": 5, "search_samples": 4, "targets": (0.5,), "predictor": "mlp", "seed": 3}
+    found = LOPPruner.fit(model, data, processor=processor, batch_size=4, **options)
+    facts = found.config.calibration
+    assert facts["samples"] == {"calibration": 5, "search": 4, "report": 3}
+    assert facts["seed"] == 3
+    parts = split_rows(read_rows(data) if kind == "file" else data, (5, 4, 3), seed=3)
+    batches = [list(model_batches(processor, part, batch_size=4)) for part in parts]
+    for name, made in zip(("calibration", "search", "report"), batches, strict=True):
+        assert facts[f"{name}_sha256"] == fingerprint(made)
+    assert facts.get("dataset") == ("questions.parquet" if kind == "file" else None)
+    ready = LOPPruner.fit(model, batches[0], batches[1], targets=(0.5,), predictor="mlp", seed=3)
+    assert ready.config.search_table == found.config.search_table
+
+
+def test_a_folder_brings_its_processor_and_no_report_may_be_left():
+    found = LOPPruner.fit(demo.MODEL_DIR, TEXTS, samples=4, search_samples=2, targets=(0.5,), predictor="mlp")
+    assert found.config.calibration["samples"] == {"calibration": 4, "search": 2}
+    assert "report_sha256" not in found.config.calibration
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (TEXTS[:3], "3 rows cannot be split"),
+        ([], "0 rows cannot be split"),
+        (text_batches(3), "as validation"),
+        ({"train": TEXTS}, "data is a dict; pass"),
+        (iter(TEXTS), "iterator; pass"),
+        ("missing.json", "is no file"),
+        (TEXTS, "has no processor"),
+    ],
+)
+def test_samples_that_cannot_be_used_are_refused_before_any_work(built, monkeypatch, data, words):
+    monkeypatch.setattr("hf_lop.pruner.learn", None)  # calling it would fail
+    with pytest.raises(InvalidInputError, match=words):
+        LOPPruner.fit(built["gated"], data, samples=2, search_samples=2)
 
 
 def test_fingerprint_sees_every_value():

@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from hf_lop.allocation import global_threshold
+from hf_lop import demo
+from hf_lop.allocation import additive_plans, global_threshold
 from hf_lop.errors import InvalidInputError
 from hf_lop.ffn.discovery import find_ffns
 from hf_lop.ffn.importance import neuron_importance, neuron_order
 from hf_lop.ffn.slicing import mask_neurons
-from hf_lop.methods import METHODS
+from hf_lop.fitting import PROBE_RATIOS
+from hf_lop.methods import METHODS, choose, cold_seconds, usable_methods
+from hf_lop.pruner import LOPPruner
 from tests.conftest import text_batches
 
 
@@ -18,7 +21,19 @@ def logits(model, batch):
         return model(**batch).logits
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.fixture(scope="module")
+def searched(built):
+    """A pruner fitted by tree search, which also holds the plans of CMA-ES."""
+    options = {"targets": (0.3, 0.6), "evaluations": 8, "predictor": "mlp"}
+    mcts, cmaes = (
+        LOPPruner.fit(built["gated"], text_batches(2), text_batches(1, seed=1), search=search, **options)
+        for search in ("mcts", "cmaes")
+    )
+    mcts.config.other_tables = {"cmaes": cmaes.config.search_table}
+    return mcts
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("mcts", "cmaes")])
 def test_every_method_meets_the_budget_and_says_what_it_is(pruner, llama, method):
     pruned = pruner.prune(llama, 0.5, method=method)
     widths = pruned.config.intermediate_size
@@ -47,6 +62,77 @@ def test_table_is_what_the_predictor_learned_from(pruner, llama):
     row = next(row for row in pruner.config.search_table if row["ratio"] == 0.5)
     widths = pruner.prune(llama, 0.5, method="table").config.intermediate_size
     np.testing.assert_allclose(widths, 48 * (1 - np.array(row["ratios"])), atol=1)
+
+
+def test_additive_is_exact_at_any_target_and_survives_a_file(pruner, llama, tmp_path):
+    damage = np.array(pruner.config.probes["damage"])
+    assert damage.shape == (4, len(PROBE_RATIOS)) == (4, len(pruner.config.probes["ratios"]))
+    pruner.save_pretrained(tmp_path)
+    loaded = LOPPruner.from_pretrained(tmp_path)
+    for target in (0.0, 0.217, 0.5, 0.93):
+        expected = additive_plans(damage, PROBE_RATIOS, [48] * 4, [min(target, 0.925)])[0]
+        ratios, _ = choose("additive", loaded, llama, find_ffns(llama))
+        np.testing.assert_array_equal(ratios(target), expected)
+        model = loaded.prune(copy.deepcopy(llama), target, method="additive")
+        assert sum(48 - f.width for f in find_ffns(model)) == pytest.approx(192 * target, abs=1)
+    row = next(row for row in pruner.config.search_table if row["ratio"] == 0.5)
+    np.testing.assert_allclose(choose("additive", pruner, llama, find_ffns(llama))[0](0.5), row["ratios"], atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["mcts", "cmaes"])
+def test_a_search_s_own_plans(searched, llama, method):
+    rows = searched.config.search_table if method == "mcts" else searched.config.other_tables["cmaes"]
+    model = searched.prune(llama, 0.3, method=method)
+    np.testing.assert_allclose(model.config.intermediate_size, 48 * (1 - np.array(rows[0]["ratios"])), atol=1)
+    assert model.config.pruning_config["method"] == method
+
+
+def test_methods_that_a_pruner_was_not_fitted_for(pruner, searched, llama, monkeypatch):
+    monkeypatch.setattr("hf_lop.pruner.load_model", None)  # refused before a model is loaded
+    for method in ("mcts", "cmaes"):
+        with pytest.raises(
+            InvalidInputError, match=f'fitted with additive. Fit one with LOPPruner.fit.*search="{method}"'
+        ):
+            pruner.prune("org/base", 0.5, method=method)
+    others = ["uniform", "magnitude", "wanda", "flap"]
+    assert usable_methods(pruner.config) == ["lop", "additive", *others]
+    assert usable_methods(searched.config) == ["lop", "additive", "mcts", "cmaes", *others]
+    old = copy.deepcopy(pruner.config)
+    old.probes = None  # as repositories made before probes were kept: their table is additive
+    assert usable_methods(old) == ["lop", "additive", *others]
+    old.calibration = None
+    assert usable_methods(old) == ["lop", "table", *others]
+    old.search_table = None
+    assert usable_methods(old) == ["lop", *others]
+
+
+def test_the_demo_s_pruner_plans_additively(built):
+    pruner = demo.load_pruner()
+    model = demo.load_model()[0]
+    row = next(row for row in pruner.config.search_table if row["ratio"] == 0.5)
+    widths = pruner.prune(model, 0.5, method="additive").config.text_config.intermediate_size
+    np.testing.assert_allclose(widths, 64 * (1 - np.array(row["ratios"])), atol=1)
+
+
+def test_another_table_is_no_search_s(searched):
+    changed = copy.deepcopy(searched)
+    changed.train_predictor("mlp", table=[{"ratio": 0.5, "ratios": [0.5] * 4}])
+    assert changed.config.table_of("mcts") is None
+    assert "table" in usable_methods(changed.config)
+    assert searched.config.table_of("mcts") is not None
+
+
+def test_cold_seconds_add_up_what_a_method_needs(searched, pruner):
+    spent = searched.config.calibration["seconds"]
+    assert set(spent) == {"calibration", "probes", "mcts", "predictor"}
+    assert all(0 < value < 60 for value in spent.values())
+    assert cold_seconds("lop", searched.config) == pytest.approx(sum(spent.values()))
+    assert cold_seconds("mcts", searched.config) == pytest.approx(sum(spent.values()) - spent["predictor"])
+    assert cold_seconds("additive", searched.config) == pytest.approx(spent["calibration"] + spent["probes"])
+    assert cold_seconds("flap", searched.config) == spent["calibration"]
+    assert cold_seconds("magnitude", searched.config) == 0
+    assert cold_seconds("lop", demo.load_pruner().config) is None
+    assert cold_seconds("table", pruner.config) == cold_seconds("additive", pruner.config)
 
 
 def test_least_squares_brings_the_outputs_back(pruner, built):

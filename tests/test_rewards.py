@@ -13,7 +13,7 @@ from hf_lop.ffn.discovery import prunable_ffns
 from hf_lop.ffn.elastic import ElasticModel
 from hf_lop.ffn.replay import record_batches
 from hf_lop.ffn.slicing import mask_neurons, slice_ffns
-from hf_lop.rewards import REWARDS, Reward, probe_layers
+from hf_lop.rewards import REWARDS, Reward, Score, probe_layers, reward_name, scorer
 from tests.conftest import text_batches
 from tests.families import build, text_inputs
 from tests.tiny_models import tiny_inputs, tiny_model
@@ -123,6 +123,45 @@ def test_rewards_share_an_elastic_model_and_its_records(llama):
     shared = {kind: Reward(elastic, recorded, kind) for kind in REWARDS}
     for kind, reward in shared.items():
         assert reward(WIDTHS) == Reward.on(llama, orders(llama), answered(text_batches(2)), kind)(WIDTHS)
+
+
+def test_a_callable_sees_the_model_that_pruning_gives(llama):
+    """It may run and generate with the candidate, which must answer as a model that was really cut."""
+    batch, seen = text_batches(1)[0], []
+
+    def judge(candidate):
+        assert type(candidate) is type(llama)
+        assert not candidate.training
+        tokens = candidate.generate(**batch, max_new_tokens=4, do_sample=False)
+        seen.append((tokens, candidate(**batch).logits))
+        return Score(float(len(seen)), 0.5, 2) if len(seen) > 1 else torch.tensor(0.25)
+
+    before = {name: value.clone() for name, value in llama.state_dict().items()}
+    score = scorer(llama, orders(llama), [], judge)
+    assert score(WIDTHS).value == 0.25
+    assert score([48] * 4) == Score(2.0, 0.5, 2)
+    for (tokens, logits), widths in zip(seen, (WIDTHS, [48] * 4), strict=True):
+        pruned = cut(llama, orders(llama), widths)
+        assert torch.equal(tokens, pruned.generate(**batch, max_new_tokens=4, do_sample=False))
+        torch.testing.assert_close(logits, pruned(**batch).logits, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in llama.state_dict().items())
+
+
+def test_callables_have_a_name_and_return_a_number(llama):
+    def judge(candidate):
+        return "good"
+
+    assert reward_name(judge) == "judge"
+    judge.name = "task"
+    assert reward_name(judge) == "task"
+    with pytest.raises(InvalidInputError, match="task returned a str"):
+        scorer(llama, orders(llama), [], judge)(WIDTHS)
+    for nameless in (lambda candidate: 0.0, type("Judge", (), {"__call__": lambda *_: 0.0})()):
+        with pytest.raises(InvalidInputError, match="no name"):
+            reward_name(nameless)
+    judge.name = "accuracy"  # would pass for the built-in one
+    with pytest.raises(InvalidInputError, match="no name of its own"):
+        reward_name(judge)
 
 
 def test_a_family_with_images_and_one_with_a_head(llama):

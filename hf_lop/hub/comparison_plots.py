@@ -30,6 +30,8 @@ class Point:
         parameters_removed (`float`): fraction of all parameters.
         ratios (`tuple[float, ...]`): `[L]` layer ratios, mean over seeds.
         seconds (`float`): to plan a new target, median over seeds.
+        cold_seconds (`float`): of calibration, probes, search and training before that, median over seeds; nan where that is
+            not known.
     """
 
     method: str
@@ -42,6 +44,7 @@ class Point:
     parameters_removed: float
     ratios: tuple[float, ...]
     seconds: float
+    cold_seconds: float
 
 
 def plot_quality(
@@ -127,6 +130,35 @@ def plot_layers(points: Sequence[Point], path: str | Path) -> None:
         bar = figure.colorbar(image, ax=axes, fraction=0.025, pad=0.015, format=lambda value, _: f"{value:.0%}")
         bar.ax.tick_params(colors=FAINT, length=0, labelsize=8)
         bar.outline.set_visible(False)
+    figure.savefig(path, format="png")
+
+
+def plot_searches(curves: Mapping[float, Mapping[str, Sequence[Sequence[float]]]], path: str | Path) -> None:
+    """Draw the best reward so far over the number of evaluated candidates: a panel per target, a line per search.
+
+    Args:
+        curves (`Mapping`): by target ratio and search, the best reward after each evaluation, once per seed. Seeds are thin
+            lines, their mean (as far as all go) is a thick one.
+        path (`str` or `Path`): PNG file to write.
+    """
+    figure = _figure(1.0 + 4.2 * len(curves), 3.9)
+    axes: list[Axes] = list(figure.subplots(1, len(curves), squeeze=False)[0])
+    searches = list(dict.fromkeys(search for lines in curves.values() for search in lines))
+    for axis, (target, lines) in zip(axes, sorted(curves.items()), strict=True):
+        for search, seeds in lines.items():
+            colour = COLOURS[searches.index(search)]
+            shortest = min(map(len, seeds))
+            for seed in seeds:
+                axis.plot(range(1, len(seed) + 1), seed, color=colour, linewidth=0.8, alpha=0.4)
+            mean = [sum(values) / len(seeds) for values in zip(*(seed[:shortest] for seed in seeds), strict=True)]
+            axis.plot(range(1, shortest + 1), mean, color=colour, linewidth=2.2, label=search)
+        axis.set_title(
+            f"{target:.1%} of all FFN neurons removed".replace(".0%", "%"), loc="left", fontsize=11, color=INK
+        )
+        axis.set_xlabel("evaluated candidates", color=INK)
+        _tidy(axis)
+    axes[0].set_ylabel("best reward on the search data", color=INK)
+    _legend(figure, *axes[0].get_legend_handles_labels())
     figure.savefig(path, format="png")
 
 

@@ -122,6 +122,6 @@ def load_processor(name: str | Path, **kwargs: Any) -> Any:
             return AutoTokenizer.from_pretrained(name, **kwargs)
         except (OSError, ValueError) as error:
             raise InvalidInputError(
-                f"{name} has no processor and no tokenizer ({error}). Save them beside the model, or call "
-                "LOPPruner.fit with batches of your own."
+                f"{name or 'The model'} has no processor and no tokenizer ({error}). Save them beside the model, or pass "
+                "LOPPruner.fit a processor, or batches of your own."
             ) from error
