@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hf_lop import demo
 from hf_lop.errors import InvalidInputError, ProcessError
 from hf_lop.ffn.discovery import prunable_ffns
+from hf_lop.ffn.replay import record_batches
 from hf_lop.ffn.statistics import Statistics, _Accumulator, collect_statistics
 from hf_lop.processes import Processes, launched
 from hf_lop.pruner import LOPPruner
@@ -190,6 +191,12 @@ def test_probes_and_rewards_are_those_of_one_process(llama, count):
         assert scores == expected
         np.testing.assert_array_equal(found, probes)
     assert recorded == [sum(index % count == p for index in range(4)) for p in range(count)]
+
+
+def test_processes_with_nothing_to_do_are_reported(llama):
+    with pytest.warns(UserWarning, match="5 processes share 2 batches .* 3 have nothing to do"):
+        assert len(record_batches(llama, text_batches(2), Processes(0, 5))) == 1
+    assert record_batches(llama, text_batches(2), Processes(4, 5)) == []
 
 
 @pytest.mark.parametrize(("kind", "message"), [("perplexity", "two tokens"), ("accuracy", "no labels")])

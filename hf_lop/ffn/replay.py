@@ -6,6 +6,7 @@ whatever is asked of the decoder afterwards. Only the predictions that count are
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -241,6 +242,12 @@ def record_batches(
             counted += 1
     if not counted:
         raise InvalidInputError("No batch has a prediction to score. Pass at least one batch of model inputs.")
+    if processes.main and counted < processes.count:
+        warnings.warn(
+            f"{processes.count} processes share {counted} batches with a prediction to score, so "
+            f"{processes.count - counted} have nothing to do. Make batches smaller, or start fewer processes.",
+            stacklevel=2,
+        )
     return recorded
 
 
