@@ -14,7 +14,7 @@ PROBES = [0.25, 0.5, 0.75]
 def curves(damage):
     """The regularised damage of every layer as a function of its ratio, written independently of the package."""
     rising = [[0.0, *itertools.accumulate(np.maximum(row, 0.0), max)] for row in damage]
-    return [lambda ratio, row=row: np.interp(ratio, [0.0, *PROBES], row) for row in rising]
+    return [lambda ratio, row=row: np.interp(ratio, [0.0, *PROBES], np.sqrt(row)) ** 2 for row in rising]
 
 
 @given(
@@ -66,7 +66,23 @@ def test_every_target_is_met_up_to_half_a_step_from_one_table(dense, targets, se
 
 def test_sensitive_layers_are_spared():
     (plan,) = additive_plans([[0.1, 0.2, 0.3], [1, 2, 3], [0.1, 0.2, 0.3]], PROBES, [64] * 3, [0.5])
-    np.testing.assert_allclose(plan, [0.75, 0, 0.75])
+    assert min(plan[0], plan[2]) > 0.7 > 0.05 > plan[1]  # the square of a small cut hurts next to nothing
+
+
+def test_damage_counts_in_context_as_far_as_the_others_are_cut():
+    alone, among = [[1, 2, 3], [2, 4, 6]], [[2, 4, 6], [1, 2, 3]]  # which layer is the more sensitive one turns round
+    targets = [0.1, 0.3, 0.5, 0.7]
+    plans = additive_plans(alone, PROBES, [64] * 2, targets, around=among, context=0.25)
+    np.testing.assert_array_equal(plans[2:], additive_plans(among, PROBES, [64] * 2, targets[2:]))
+    for share, target, plan in zip(
+        (0.2, 0.6), targets, plans, strict=False
+    ):  # between probes the square root is linear
+        curve = [lambda r, row=row: np.interp(r, [0, *PROBES], np.sqrt([0, *row])) ** 2 for row in (*alone, *among)]
+        cost = lambda a, s=share, c=curve, t=target: (  # noqa: E731
+            (1 - s) * (c[0](a) + c[1](2 * t - a)) + s * (c[2](a) + c[3](2 * t - a))
+        )
+        options = [a for a in 0.025 * np.arange(31) if 0 <= 2 * target - a <= 0.75 + 1e-9]
+        assert cost(plan[0]) == pytest.approx(min(map(cost, options)))
 
 
 def test_a_probe_that_seems_to_help_counts_as_harmless_not_as_gain():
@@ -80,7 +96,8 @@ def test_a_probe_that_seems_to_help_counts_as_harmless_not_as_gain():
 def test_the_cap_follows_the_probes_and_leaves_something():
     damage = [[1.0, 2.0], [1.0, 2.0]]
     assert additive_plans(damage, [0.5, 1.0], [100] * 2, [0.95]).max() == pytest.approx(0.95)
-    assert additive_plans(damage, [0.5, 1.0], [100] * 2, [0.99], step=0.01, max_ratio=1.0).max() == 1.0
+    damage = [[1.0, 1.1], [1.0, 9.0]]
+    assert additive_plans(damage, [0.5, 1.0], [100] * 2, [0.6], step=0.01, max_ratio=1.0)[0].tolist() == [1.0, 0.2]
     for arguments, highest in (({}, 0.95), ({"max_ratio": 0.6}, 0.6)):
         with pytest.raises(InfeasibleBudgetError, match=f"target is {highest}"):
             additive_plans(damage, [0.5, 1.0], [100] * 2, [0.97], **arguments)
@@ -105,6 +122,8 @@ def test_the_cap_follows_the_probes_and_leaves_something():
         ({"targets": [np.nan]}, "targets"),
         ({"step": 0.0}, "step"),
         ({"step": 1.0}, "step"),
+        ({"around": [[1.0, 2.0]]}, "around"),
+        ({"context": 0.0}, "context"),
     ],
 )
 def test_values_outside_the_domain_are_refused(change, message):

@@ -20,21 +20,31 @@ def additive_plans(
     dense_widths: Sequence[int] | NDArray[np.int64],
     targets: Sequence[float] | Floats,
     *,
+    around: ArrayLike | None = None,
+    context: float = 0.5,
     step: float = 0.025,
     max_ratio: float | None = None,
 ) -> Floats:
     """Minimise the summed single-layer damage, for every target from one table.
 
-    D_l is 0 at ratio 0 and linear between probes. Before that its running maximum is taken, so that noise in a probe
-    never makes removing more look better than removing less. Neurons are removed in quanta of `step` times the width
-    of the narrowest layer (or an eighth of the mean width if that is more, which bounds the table). On that grid
+    D_l is 0 at ratio 0, and its square root linear between probes: between straight lines of damage the best plan would
+    cut every layer to a probed ratio and none in between. Before that its running maximum is taken, so that noise in a
+    probe never makes removing more look better than removing less. Neurons are removed in quanta of `step` times the
+    width of the narrowest layer (or an eighth of the mean width if that is more, which bounds the table). On that grid
     dynamic programming is exact, and the neurons a plan removes differ from its target by at most half a quantum.
+
+    What the neurons of a layer are worth changes once other layers are cut. With `around`, damage is known in the dense
+    model and in one whose other layers are all cut to `context`. On the way from the dense model to a target R the others
+    are cut to R / 2 on average; damage is taken to grow linearly between the two: (1 - s) D_l + s D_l', where
+    s = min(1, R / (2 context)).
 
     Args:
         damage: Loss (or divergence) above the dense model when one layer alone is pruned, `[L, P]` float.
         probe_ratios: The ratios that were probed, `[P]` float, increasing, in (0, 1].
         dense_widths: Dense widths `[L]` int, in neurons.
         targets: Target ratios `[T]` float in [0, 1): fraction of all FFN neurons to remove.
+        around: The same as `damage` where all other layers are cut to `context`, `[L, P]` float.
+        context: The pruning ratio of all other layers in `around`, in (0, 1).
         step: Resolution of the layer ratios when all dense widths are equal, in (0, 1).
         max_ratio: Highest ratio of any layer, at most the highest probed one; by default that, but no more than 0.95.
 
@@ -49,7 +59,8 @@ def additive_plans(
     """
     probes, dense, goals = (np.asarray(values, dtype=np.float64) for values in (probe_ratios, dense_widths, targets))
     losses = np.asarray(damage, dtype=np.float64)
-    _check(losses, probes, dense, goals, step)
+    within = losses if around is None else np.asarray(around, dtype=np.float64)
+    _check((losses, within), probes, dense, goals, step, context)
     limit = min(float(probes[-1]), 0.95) if max_ratio is None else max_ratio
     if not 0 < limit <= probes[-1]:
         raise InvalidInputError(f"max_ratio is {limit}; it must lie in (0, {probes[-1]:g}], the probed range.")
@@ -63,14 +74,22 @@ def additive_plans(
             f"Target ratio {goals.max():g} is out of reach: with at most {limit:g} of any layer removed the highest "
             f"target is {counts.sum() * quantum / dense.sum():.4g}. Lower the target, or probe higher ratios."
         )
-    knots = np.concatenate([[0.0], probes])
-    curves = np.maximum.accumulate(np.concatenate([np.zeros((dense.size, 1)), losses], axis=1), axis=1)
-    options = [
-        np.interp(np.arange(count + 1) * quantum / width, knots, curve)
-        for count, width, curve in zip(counts, dense, curves, strict=True)
-    ]
-    plans: Floats = np.minimum(_allocate(options, removed) * quantum / dense, limit)
+    grids = [np.arange(count + 1) * quantum / width for count, width in zip(counts, dense, strict=True)]
+    alone, among = (_curves(found, probes, grids) for found in (losses, within))
+    shares = np.minimum(1, goals / (2 * context)) if around is not None else np.zeros(goals.size)
+    chosen = np.empty((goals.size, dense.size), dtype=np.int64)
+    for share in np.unique(shares):  # one table serves all targets that see the same damage
+        options = [(1 - share) * one + share * other for one, other in zip(alone, among, strict=True)]
+        chosen[shares == share] = _allocate(options, removed[shares == share])
+    plans: Floats = np.minimum(chosen * quantum / dense, limit)
     return plans
+
+
+def _curves(damage: Floats, probes: Floats, grids: list[Floats]) -> list[Floats]:
+    """Damage of every layer at the ratios of its grid, from probes `[L, P]`."""
+    rising = np.maximum.accumulate(np.pad(damage, ((0, 0), (1, 0))), axis=1)
+    knots = np.pad(probes, (1, 0))
+    return [np.interp(grid, knots, np.sqrt(row)) ** 2 for grid, row in zip(grids, rising, strict=True)]
 
 
 def _allocate(options: list[Floats], totals: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -93,14 +112,21 @@ def _allocate(options: list[Floats], totals: NDArray[np.int64]) -> NDArray[np.in
     return chosen
 
 
-def _check(damage: Floats, probes: Floats, dense: Floats, targets: Floats, step: float) -> None:
+def _check(
+    tables: tuple[Floats, Floats], probes: Floats, dense: Floats, targets: Floats, step: float, context: float
+) -> None:
     if dense.ndim != 1 or not dense.size or not (dense >= 1).all():
         raise InvalidInputError(f"dense_widths is {dense}; pass one positive width per layer.")
     if probes.ndim != 1 or not probes.size or not (np.diff(probes, prepend=0.0) > 0).all() or probes[-1] > 1:
         raise InvalidInputError(f"probe_ratios is {probes}; pass increasing ratios in (0, 1].")
-    if damage.shape != (dense.size, probes.size) or not np.isfinite(damage).all():
-        raise InvalidInputError(f"damage has shape {damage.shape}; pass finite [{dense.size}, {probes.size}] numbers.")
+    for name, found in zip(("damage", "around"), tables, strict=True):
+        if found.shape != (dense.size, probes.size) or not np.isfinite(found).all():
+            raise InvalidInputError(
+                f"{name} has shape {found.shape}; pass finite [{dense.size}, {probes.size}] numbers."
+            )
     if targets.ndim != 1 or not targets.size or not ((targets >= 0) & (targets < 1)).all():
         raise InvalidInputError(f"targets is {targets}; pass at least one target ratio in [0, 1).")
     if not 0 < step < 1:
         raise InvalidInputError(f"step is {step}; it must lie in (0, 1).")
+    if not 0 < context < 1:
+        raise InvalidInputError(f"context is {context}; it must lie in (0, 1).")
