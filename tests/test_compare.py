@@ -86,7 +86,7 @@ def test_rows_are_complete_and_meet_their_ratio(compared, pruners):
         assert row.parameters_removed == pytest.approx(1 - row.parameters / dense)
         np.testing.assert_allclose(row.ratios, 1 - np.array(row.widths) / 48)
         assert 0 < row.seconds < 5
-        assert (row.cold_seconds == 0) if row.method == "magnitude" else (0 < row.cold_seconds < 60)
+        assert (row.cold_seconds == 0) if row.method == "magnitude" else row.cold_seconds > 0
 
 
 def test_dense_row_equals_an_independent_computation(compared, built, report):
