@@ -197,7 +197,8 @@ def _identity(pruner: LOPPruner) -> str:
     """Fingerprint of everything that a pruner plans with."""
     tables = {"search_table": pruner.config.search_table, **(pruner.config.other_tables or {})}
     values = {name: [[row["ratio"], *row["ratios"]] for row in table or []] for name, table in tables.items()}
-    values["probes"] = (pruner.config.probes or {}).get("damage", [])
+    probes = pruner.config.probes or {}
+    values |= {f"probes {name}": probes.get(name, []) for name in ("damage", "around")}
     plans = {name: torch.tensor(rows, dtype=torch.float64) for name, rows in values.items()}
     return fingerprint([{**pruner.state_dict(), **plans}])
 

@@ -29,8 +29,9 @@ class LOPConfig(PreTrainedConfig):
         max_ratio (`float`): largest target ratio the predictor was trained on.
         search_table (`list`, *optional*): the training pairs: `{"ratio": R, "ratios": [L floats]}`.
         other_tables (`dict`, *optional*): such tables of other searches, by engine, for comparisons.
-        probes (`dict`, *optional*): what cutting single layers costs: `{"ratios": [P floats], "damage": [L][P floats]}`, in
-            nats per prediction.
+        probes (`dict`, *optional*): what cutting single layers costs, in nats per prediction: `{"ratios": [P floats],
+            "damage": [L][P floats], "context": c, "around": [L][P floats]}`, in the dense model and where all other
+            layers are cut to the ratio c; see [`additive_plans`][hf_lop.allocation.additive_plans].
     """
 
     model_type = "lop"

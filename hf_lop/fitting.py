@@ -29,12 +29,14 @@ from hf_lop.ffn.importance import CRITERIA, neuron_importance, neuron_order
 from hf_lop.ffn.size import ModelSize, measure_size
 from hf_lop.ffn.statistics import Statistics, collect_statistics
 from hf_lop.hub.companions import write_whole
+from hf_lop.probing import probe_layers
 from hf_lop.processes import Processes, launched
-from hf_lop.rewards import Judge, probe_layers, reward_name, scorer
+from hf_lop.rewards import Judge, reward_name, scorer
 
 Batches = Iterable[Mapping[str, Any]]
 
 PROBE_RATIOS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 0.95)
+CONTEXT = 0.5  # layers are also probed where all others are cut to this
 SEARCHES = ("additive", "mcts", "cmaes")
 
 
@@ -48,7 +50,7 @@ class Learned:
         statistics (`list[Statistics]`): one per layer.
         order (`list[torch.Tensor]`): neurons of each layer from most to least important, `[n] int64`.
         table (`list[dict]`): rows `{"ratio": R, "ratios": [L floats]}`, those of a search with their `reward`.
-        probes (`dict`): what single-layer cuts cost: `{"ratios": [P floats], "damage": [L][P floats]}`.
+        probes (`dict`): what single-layer cuts cost, see [`LOPConfig`].
         provenance (`dict`): search, reward, a fingerprint of each set of data, and seconds per phase.
     """
 
@@ -125,18 +127,20 @@ def learn(
         "order_sha256": sha256(torch.cat(order).numpy().tobytes()).hexdigest()[:16],
         "criterion": criterion,
         "probe_ratios": PROBE_RATIOS,
+        "context": CONTEXT,
         **prints,
     }
 
     def probe() -> np.ndarray:
-        return probe_layers(model, ffns, order, validation, PROBE_RATIOS, processes)
+        return probe_layers(model, ffns, order, validation, PROBE_RATIOS, (0.0, CONTEXT), processes)
 
     damage = probe() if journal is None else _kept(Path(journal) / "probes.json", settings, probe, processes)
     clock.stop("probes")
     damage = np.vectorize(lambda value: float(f"{value:.6g}"))(damage)  # what the config can hold, so that plans agree
 
     def additive(goals: Sequence[float]) -> np.ndarray:
-        return additive_plans(damage, PROBE_RATIOS, size.widths, goals)
+        alone, around = damage
+        return additive_plans(alone, PROBE_RATIOS, size.widths, goals, around=around, context=CONTEXT)
 
     if search == "additive":
         table = [
@@ -177,9 +181,9 @@ def learn(
         clock.stop(search, whole)
     dtype = str(ffns[0].modules(model)[1].weight.dtype).removeprefix("torch.")
     provenance["seconds"] = clock.seconds
-    return Learned(
-        size, dtype, statistics, order, table, {"ratios": PROBE_RATIOS, "damage": damage.tolist()}, provenance
-    )
+    alone, around = damage.tolist()
+    probes = {"ratios": PROBE_RATIOS, "damage": alone, "context": CONTEXT, "around": around}
+    return Learned(size, dtype, statistics, order, table, probes, provenance)
 
 
 class _Clock:

@@ -122,7 +122,13 @@ def _additive(config: "LOPConfig", ratio: float) -> Floats:
     probes: dict[str, Any] = config.probes or {}
     highest = min(probes["ratios"][-1], 0.95) - STEP  # whole steps reach at least this
     plans = additive_plans(
-        probes["damage"], probes["ratios"], config.size.widths, [max(0.0, min(ratio, highest))], step=STEP
+        probes["damage"],
+        probes["ratios"],
+        config.size.widths,
+        [max(0.0, min(ratio, highest))],
+        around=probes["around"],
+        context=probes["context"],
+        step=STEP,
     )
     found: Floats = plans[0]
     return found

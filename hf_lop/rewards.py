@@ -1,10 +1,9 @@
-"""What a plan is worth: rewards of candidate widths on recorded validation batches, and single-layer probes.
+"""What a plan is worth: rewards of candidate widths on recorded validation batches.
 
 Symbols: S samples, K predictions that count, V tokens, p the dense model's distribution of the next token, q the
 candidate's, y_t the token that follows.
 """
 
-import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,7 @@ from torch import nn
 from hf_lop.divergence import DenseTop
 from hf_lop.errors import InvalidInputError
 from hf_lop.ffn.elastic import ElasticModel
-from hf_lop.ffn.layers import LayerRuns
 from hf_lop.ffn.replay import IGNORED, Recorded, record_batches
-from hf_lop.modeling_lop import FFN
 from hf_lop.processes import Processes
 
 
@@ -274,69 +271,3 @@ def _ratio(sums: np.ndarray, weights: np.ndarray) -> Score:
     residual = sums - value * weights
     spread = count / (count - 1) * math.fsum(residual**2) if count > 1 else math.nan
     return Score(value, math.sqrt(spread) / weight, count)
-
-
-def probe_layers(
-    model: nn.Module,
-    ffns: Sequence[FFN],
-    order: Sequence[torch.Tensor],
-    batches: Iterable[Mapping[str, Any]],
-    ratios: Sequence[float],
-    processes: Processes | None = None,
-) -> np.ndarray:
-    """Measure what cutting each single layer costs: KL(dense || only layer l cut to ratio r), mean over predictions.
-
-    The additive approximation of operation pruning (DOP) adds these up. A probe of layer l starts at layer l, from what
-    the dense model computed before it, where the layers allow that (checked on every batch). Only one batch of
-    distributions, and of every layer's output, is held at a time; for other memory see [`ElasticModel`].
-
-    Args:
-        model (`nn.Module`): the dense model; only read.
-        ffns (`Sequence[FFN]`): its L FFNs.
-        order (`Sequence[torch.Tensor]`): neurons of each layer from most to least important, `[n] int64`.
-        batches (`Iterable[Mapping]`): model inputs. With `labels` `[B, T]`, only predictions of labelled tokens (not
-            -100) count; without, those of all tokens that are not padding.
-        ratios (`Sequence[float]`): P pruning ratios to probe, each in (0, 1].
-        processes (`Processes`, *optional*): all of them call this with the same batches; each probes every n-th batch, so
-            that the dense model runs no more than once on any.
-
-    Returns:
-        `np.ndarray`: `[L, P] float64` divergences in nats per prediction.
-
-    Raises:
-        InvalidInputError: if there is no batch with a prediction to score.
-    """
-    elastic, processes = ElasticModel(model, order), processes or Processes()
-    runs = LayerRuns(elastic.model, ffns)
-    recorded = record_batches(elastic.model, batches, processes)
-    bar = processes.bar(recorded, "probing layers")
-    shares = processes.gather(lambda: [_probe(elastic, runs, ffns, entry, ratios) for entry in bar])
-    sums, counts = zip(*(entry for share in shares for entry in share), strict=True)
-    total: np.ndarray = np.apply_along_axis(math.fsum, 0, np.stack(sums))  # exact, whatever the order of the batches
-    return total / sum(counts)
-
-
-@torch.inference_mode()
-def _probe(
-    elastic: ElasticModel, runs: LayerRuns, ffns: Sequence[FFN], entry: Recorded, ratios: Sequence[float]
-) -> tuple[np.ndarray, int]:
-    """Return the divergences `[L, P] float64` of one batch, summed over its predictions, and their number."""
-
-    def predict() -> torch.Tensor:
-        return entry.logits(elastic.model)
-
-    total = np.zeros((len(ffns), len(ratios)))
-    elastic.set_widths([ffn.width for ffn in ffns])
-    logits, outputs = runs.record(predict)
-    skips = runs.skips_exactly(predict, logits, outputs)
-    dense = logits.float().log_softmax(-1)
-    for layer, ffn in enumerate(ffns):
-        before = runs.before(layer) if skips else None
-        with runs.skipping(layer, outputs[before]) if before is not None else contextlib.nullcontext():
-            for column, ratio in enumerate(ratios):
-                widths = [f.width for f in ffns]
-                widths[layer] = max(1, round(ffn.width * (1 - ratio)))
-                elastic.set_widths(widths)
-                cut = predict().float().log_softmax(-1)
-                total[layer, column] = float((dense.exp() * (dense - cut)).sum())
-    return total, len(dense)

@@ -22,9 +22,10 @@ from hf_lop.errors import InvalidInputError, ProcessError
 from hf_lop.ffn.discovery import prunable_ffns
 from hf_lop.ffn.replay import record_batches
 from hf_lop.ffn.statistics import Statistics, _Accumulator, collect_statistics
+from hf_lop.probing import probe_layers
 from hf_lop.processes import Processes, launched
 from hf_lop.pruner import LOPPruner
-from hf_lop.rewards import REWARDS, Reward, _ratio, probe_layers
+from hf_lop.rewards import REWARDS, Reward, _ratio
 from tests.conftest import text_batches
 from tests.test_rewards import WIDTHS, answered, orders
 from tests.tiny_models import tiny_inputs, tiny_model
@@ -167,7 +168,7 @@ def test_probes_do_not_depend_on_the_order_of_batches(llama, monkeypatch):
 
     def work(processes):
         model = copy.deepcopy(llama)
-        return probe_layers(model, prunable_ffns(model), orders(model), batches, [0.3, 0.7], processes)
+        return probe_layers(model, prunable_ffns(model), orders(model), batches, [0.3, 0.7], (0.0, 0.5), processes)
 
     for found in [work(Processes()), *in_threads(2, work), *in_threads(3, work)]:
         np.testing.assert_array_equal(found, np.full((4, 2), math.fsum(sums.values()) / 5))
@@ -184,7 +185,7 @@ def test_probes_and_rewards_are_those_of_one_process(llama, count):
         rewards = {kind: Reward.on(model, order, batches, kind, processes) for kind in REWARDS}
         recorded[processes.index] = len(rewards["divergence"].recorded)
         scores = {kind: [reward(WIDTHS), reward([20] * 4)] for kind, reward in rewards.items()}
-        return scores, probe_layers(model, ffns, order, batches, ratios, processes)
+        return scores, probe_layers(model, ffns, order, batches, ratios, (0.0, 0.5), processes)
 
     expected, probes = work(Processes())
     for scores, found in in_threads(count, work):

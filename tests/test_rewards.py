@@ -13,7 +13,8 @@ from hf_lop.ffn.discovery import prunable_ffns
 from hf_lop.ffn.elastic import ElasticModel
 from hf_lop.ffn.replay import record_batches
 from hf_lop.ffn.slicing import mask_neurons, slice_ffns
-from hf_lop.rewards import REWARDS, Reward, Score, probe_layers, reward_name, scorer
+from hf_lop.probing import probe_layers
+from hf_lop.rewards import REWARDS, Reward, Score, reward_name, scorer
 from tests.conftest import text_batches
 from tests.families import build, text_inputs
 from tests.tiny_models import tiny_inputs, tiny_model
@@ -217,8 +218,12 @@ def test_the_divergence_of_certain_predictions_is_finite():
 
 
 @torch.no_grad()
-def slow_probes(model, ffns, order, batches, ratios):
+def slow_probes(model, ffns, order, batches, ratios, context=0.0):
     total, count = np.zeros((len(ffns), len(ratios))), 0
+
+    def kept(layer, ratio):
+        return order[layer][: max(1, round(ffns[layer].width * (1 - ratio)))]
+
     for batch in batches:
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         where = batch["attention_mask"].bool()
@@ -226,12 +231,12 @@ def slow_probes(model, ffns, order, batches, ratios):
             where = torch.nn.functional.pad(batch["labels"][:, 1:] != -100, (0, 1))
         log_p = model(**inputs, use_cache=False).logits[where].double().log_softmax(-1)
         count += len(log_p)
-        for layer, ffn in enumerate(ffns):
-            for column, ratio in enumerate(ratios):
-                kept = order[layer][: max(1, round(ffn.width * (1 - ratio)))]
-                with mask_neurons(model, [ffn], [kept]):
+        for layer in range(len(ffns)):
+            for sign, column, ratio in [(1, c, r) for c, r in enumerate(ratios)] + [(-1, slice(None), 0.0)]:
+                plan = [kept(other, ratio if other == layer else context) for other in range(len(ffns))]
+                with mask_neurons(model, ffns, plan):
                     log_q = model(**inputs, use_cache=False).logits[where].double().log_softmax(-1)
-                total[layer, column] += float((log_p.exp() * (log_p - log_q)).sum())
+                total[layer, column] += sign * float((log_p.exp() * (log_p - log_q)).sum())
     return total / count
 
 
@@ -242,8 +247,10 @@ def test_probes_equal_masked_models(name, answers):
     batches = [tiny_inputs(name, seed) for seed in range(2)]
     batches = answered(batches) if answers else batches
     ffns, ratios = prunable_ffns(model), [0.3, 0.7, 1.0]
-    found = probe_layers(model, ffns, orders(model), batches, ratios)
-    np.testing.assert_allclose(found, slow_probes(model, ffns, orders(model), batches, ratios), rtol=1e-3, atol=1e-6)
+    found = probe_layers(model, ffns, orders(model), batches, ratios, (0.0, 0.5))
+    for context, table in zip((0.0, 0.5), found, strict=True):
+        slow = slow_probes(model, ffns, orders(model), batches, ratios, context)
+        np.testing.assert_allclose(table, slow, rtol=1e-3, atol=1e-6)
 
 
 def test_probes_start_at_their_layer(llama):
@@ -260,5 +267,7 @@ def test_probes_of_layers_that_cannot_be_skipped(llama):
     llama.model.layers[0].mlp.register_forward_hook(lambda m, a, out: notes.update(x=out))
     llama.model.layers[3].mlp.register_forward_hook(lambda m, a, out: out + notes.pop("x"))
     ffns, batches = prunable_ffns(llama), text_batches(1)
-    found = probe_layers(llama, ffns, orders(llama), batches, [0.5])
-    np.testing.assert_allclose(found, slow_probes(llama, ffns, orders(llama), batches, [0.5]), rtol=1e-3)
+    found = probe_layers(llama, ffns, orders(llama), batches, [0.5], (0.0, 0.5))[1]
+    np.testing.assert_allclose(
+        found, slow_probes(llama, ffns, orders(llama), batches, [0.5], 0.5), rtol=1e-3, atol=1e-6
+    )

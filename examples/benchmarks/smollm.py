@@ -51,7 +51,8 @@ from hf_lop.ffn.slicing import slice_ffns
 from hf_lop.ffn.statistics import collect_statistics
 from hf_lop.fitting import training_pairs
 from hf_lop.predictors import build_predictor, train_predictor
-from hf_lop.rewards import Reward, probe_layers
+from hf_lop.probing import probe_layers
+from hf_lop.rewards import Reward
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "beds"))
 import smollm
@@ -197,7 +198,7 @@ class Run:
         def probe() -> dict[str, Any]:
             order = neuron_order(self.scores(criterion))
             with Clock() as clock:
-                found = probe_layers(self.model, self.ffns, order, batches(self.blocks["probe"]), PROBES)
+                found = probe_layers(self.model, self.ffns, order, batches(self.blocks["probe"]), PROBES)[0]
             return {"damage": found.tolist(), "seconds": clock.seconds}
 
         return self.kept("probes", probe)  # type: ignore[no-any-return]
