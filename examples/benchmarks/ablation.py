@@ -13,7 +13,6 @@ lines between the trained rows stand for no predictor at all. Writes results/abl
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,20 +38,18 @@ def straight_lines(table: Table) -> Plans:
     return lambda target: np.array([np.interp(target, targets, column) for column in ratios.T])
 
 
-def trained(name: str, table: Table, seed: int) -> tuple[Plans, float]:
-    """Train one predictor on the rows; return its predictions and the seconds that training took."""
+def trained(name: str, table: Table, seed: int) -> Plans:
+    """Train one predictor on the rows."""
     layers = len(table[0]["ratios"])
     predictor = build_predictor(name, layers, seed=seed)
-    start = time.perf_counter()
     train_predictor(predictor, *training_pairs(table, layers), seed=seed)
-    seconds = time.perf_counter() - start
     predictor.eval()
 
     def predict(target: float) -> np.ndarray:
         with torch.inference_mode():
             return predictor(torch.tensor([target]))[0].double().numpy()
 
-    return predict, seconds
+    return predict
 
 
 def error(plans: Plans, rows: Table) -> float:
@@ -64,8 +61,8 @@ def compare(table: Table, worth: Callable[[np.ndarray, float], float] | None) ->
     """Measure every predictor on one table; `worth` rewards layer ratios at a target."""
     learned, left_out = table[::2], table[1::2]
 
-    def measure(plans: Plans, **more: float) -> dict[str, float]:
-        found = {"trained targets": error(plans, learned), "left-out targets": error(plans, left_out), **more}
+    def measure(plans: Plans) -> dict[str, float]:
+        found = {"trained targets": error(plans, learned), "left-out targets": error(plans, left_out)}
         if worth is not None:
             found["divergence"] = -statistics.fmean(worth(plans(row["ratio"]), row["ratio"]) for row in left_out)
         return found
@@ -75,10 +72,7 @@ def compare(table: Table, worth: Callable[[np.ndarray, float], float] | None) ->
         found = {row["ratio"]: np.array(row["ratios"]) for row in table}
         result["searched plans"] = [measure(found.__getitem__)]
     for name in PREDICTORS:
-        result[name] = []
-        for seed in range(SEEDS):
-            plans, seconds = trained(name, learned, seed)
-            result[name].append(measure(plans, **{"training, s": seconds}))
+        result[name] = [measure(trained(name, learned, seed)) for seed in range(SEEDS)]
     return result
 
 
@@ -113,17 +107,13 @@ def on_demo(seed: int, work: Path) -> dict[str, Any]:
 
 def lines(runs: Sequence[dict[str, Any]]) -> list[str]:
     """Put the runs of one model into a table: mean and standard deviation over all seeds."""
-    names = list(runs[0])
-    columns = [
-        c for c in ("trained targets", "left-out targets", "divergence", "training, s") if c in runs[0]["mlp"][0]
-    ]
-    rows = [f"| plans from | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
-    for name in names:
+    digits = {name: 4 if name == "divergence" else 2 for name in runs[0]["mlp"][0]}
+    rows = [f"| plans from | {' | '.join(digits)} |", "|---|" + "---:|" * len(digits)]
+    for name in runs[0]:
         cells = []
-        for column in columns:
-            values = [found[column] for run in runs for found in run[name] if column in found]
-            spread = f" ± {statistics.stdev(values):.4g}" if len(values) > 1 else ""
-            cells.append(f"{statistics.fmean(values):.4g}{spread}" if values else "")
+        for column, places in digits.items():
+            values = [found[column] for run in runs for found in run[name]]
+            cells.append(f"{statistics.fmean(values):.{places}f} ± {statistics.stdev(values):.{places}f}")
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return rows
 
