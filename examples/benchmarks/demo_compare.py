@@ -3,8 +3,9 @@
     python examples/benchmarks/demo_compare.py
 
 Every seed draws its own 240 of the 400 calibration questions, and as many of the search split, and fits its own pruner to
-them (additive plans). Writes results/demo_compare.md and .json; finished rows are kept in the folder `--work`, so that a stopped
-run goes on where it was.
+them: additive plans, from which the predictor learns, and the plans of MCTS and CMA-ES with 24 candidates per target. Writes
+results/demo_compare.md and .json; journals, finished rows and plots are kept in the folder `--work`, so that a stopped run goes
+on where it was.
 """
 
 import argparse
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import torch
 
-from hf_lop import LOPPruner, demo
-from hf_lop.compare import compare
+from hf_lop import demo
+from hf_lop.compare import compare, fit_pruners
 
 RESULTS = Path(__file__).parent / "results"
-DRAWN, REPORT = 240, 400
+DRAWN, REPORT, EVALUATIONS = 240, 400, 24
+SEARCHES = ("additive", "mcts", "cmaes")
 
 
 def main() -> None:
@@ -33,13 +35,8 @@ def main() -> None:
         rows = demo.load_data(split).shuffle(seed=seed).select(range(DRAWN))
         return list(demo.batches(processor, rows, 40, with_answer=True))
 
-    pruners = []
-    for seed in range(arguments.seeds):
-        folder = arguments.work / f"pruner-{seed}"
-        if not folder.is_dir():
-            fitted = LOPPruner.fit(model, draw("calibration", seed), draw("search", seed), seed=seed)
-            fitted.save_pretrained(folder)
-        pruners.append(LOPPruner.from_pretrained(folder))
+    draws = [(draw("calibration", seed), draw("search", seed)) for seed in range(arguments.seeds)]
+    pruners = fit_pruners(model, draws, SEARCHES, arguments.work, evaluations=EVALUATIONS)
     report = demo.batches(processor, demo.load_data("report", REPORT), 40, with_answer=True)
     compared = compare(
         pruners,
@@ -50,10 +47,11 @@ def main() -> None:
         rewards=("accuracy", "log_likelihood"),
         folder=arguments.work,
     )
-    compared.save(arguments.work)  # with the plots
+    journals = {search: sorted(arguments.work.glob(f"fit-*-{search}")) for search in SEARCHES}
+    compared.save(arguments.work, journals)  # with the plots
     title = (
         f"# Methods on the demo model\n\n`python examples/benchmarks/demo_compare.py`: {arguments.seeds} seeds, each with "
-        f"{DRAWN} of 400 questions for calibration and {DRAWN} of 400 others for probes (additive plans); {REPORT} questions of the report split. "
+        f"{DRAWN} of 400 questions for calibration and {DRAWN} of 400 others for probes and searches ({EVALUATIONS} candidates per target; the predictor learns from the additive plans); {REPORT} questions of the report split. "
         "`fold` and `lstsq` recover the output projections, lstsq with "
         f"{DRAWN} calibration questions.\n\n"
     )
