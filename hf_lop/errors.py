@@ -1,9 +1,12 @@
 """The errors of hf_lop: each is a `LOPError` and the builtin a caller would expect."""
 
+from typing import Any
+
 from hf_lop.modeling_lop import CheckpointMismatchError, LOPError, UnsupportedModelError
 
 __all__ = [
     "CheckpointMismatchError",
+    "EvaluationError",
     "InfeasibleBudgetError",
     "InvalidInputError",
     "LOPError",
@@ -22,3 +25,9 @@ class InfeasibleBudgetError(LOPError, ValueError):
 
 class MissingDependencyError(LOPError, ImportError):
     """An optional package is needed for this call; the message names the extra to install."""
+
+
+class EvaluationError(LOPError, RuntimeError):
+    """A benchmark could not be run or scored. `results` holds those of the tasks that could, or None."""
+
+    results: Any = None
