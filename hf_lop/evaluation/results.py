@@ -189,7 +189,9 @@ def _numbers(
             errors[name.removesuffix("_stderr") + filtered] = number
         elif name.endswith("_stderr_clt"):  # lmms-eval gives it for every metric, right or not: it is that of a mean
             mean_of = name.removesuffix("_stderr_clt")
-            scores = [_finite(one.get("score") if isinstance(one, Mapping) else one) for one in _column(answered, mean_of)]
+            scores = [
+                _finite(one.get("score") if isinstance(one, Mapping) else one) for one in _column(answered, mean_of)
+            ]
             known = [score for score in scores if score is not None]
             reported = _finite(values.get(f"{mean_of},{kept_by}"))
             if known and reported is not None and math.isclose(math.fsum(known) / len(known), reported, abs_tol=1e-9):
