@@ -69,17 +69,15 @@ def evaluate(
         EvaluationError: if a task failed or its dataset is missing; its `results` hold those of all other tasks.
     """
     need_extra()
-    names = _names(tasks)
+    names = read_names(tasks)
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise InvalidInputError(f"limit is {limit!r}; pass a positive number of questions, or None for all.")
     if batch_size < 1:
         raise InvalidInputError(f"batch_size is {batch_size}; pass a positive number.")
-    folders = [str(f) for f in ([include_path] if isinstance(include_path, str | Path) else include_path)]
-    if missing := [folder for folder in folders if not Path(folder).is_dir()]:
-        raise InvalidInputError(f"{missing[0]} is no folder. include_path takes folders with task files (.yaml).")
+    folders = read_folders(include_path)
     hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = read_config(model, **hub) if isinstance(model, str | Path) else model.config
-    plan = _assign(names, harness, type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, folders)
+    plan = assign_tasks(names, harness, type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, folders)
 
     loaded, processor = load_evaluated(
         model,
@@ -119,7 +117,12 @@ def evaluate(
     return results
 
 
-def _names(tasks: str | Sequence[str]) -> list[str]:
+def read_names(tasks: str | Sequence[str]) -> list[str]:
+    """Return the names of tasks, `lop-paper` spelled out.
+
+    Raises:
+        InvalidInputError: if there is none.
+    """
     given = [part.strip() for part in (tasks.split(",") if isinstance(tasks, str) else tasks)]
     names = [name for part in given for name in (TASKS if part == NAME else (part,))]
     if not names or not all(names):
@@ -127,10 +130,26 @@ def _names(tasks: str | Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _assign(
+def read_folders(include_path: str | Path | Sequence[str | Path]) -> list[str]:
+    """Return folders with task files.
+
+    Raises:
+        InvalidInputError: if one does not exist.
+    """
+    folders = [str(f) for f in ([include_path] if isinstance(include_path, str | Path) else include_path)]
+    if missing := [folder for folder in folders if not Path(folder).is_dir()]:
+        raise InvalidInputError(f"{missing[0]} is no folder. include_path takes folders with task files (.yaml).")
+    return folders
+
+
+def assign_tasks(
     names: Sequence[str], harness: str | None, reads_images: bool, folders: Sequence[str]
 ) -> dict[str, tuple[str, Any]]:
-    """Find a harness, and its index of tasks, for every name."""
+    """Return the harness, and its index of tasks, of every name.
+
+    Raises:
+        InvalidInputError: if there is no such harness, or none knows a name.
+    """
     if harness is not None and harness not in HARNESSES:
         raise InvalidInputError(f"harness is {harness!r}; choose one of {', '.join(HARNESSES)}.")
     asked = (harness,) if harness else HARNESSES if reads_images else ("lm-eval",)
