@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,19 @@ def _manager(harness: str, folders: Sequence[str], *, builtin: bool) -> Any:
         own = MultimodalTaskManager("ERROR", list(folders), include_defaults=False)
         made._task_index.update(own.task_index)
     return made
+
+
+def knows(harness: str, manager: Any, name: str, folders: Sequence[str]) -> bool:
+    """Whether a harness can run a task; a file in the user's folders is lmms-eval's if it says where the pictures are."""
+    entry = manager.task_index.get(name)
+    if harness == "lm-eval" or entry is None or entry["type"] != "task":
+        return entry is not None
+    path = Path(entry["yaml_path"]).resolve()
+    if not any(path.is_relative_to(Path(folder).resolve()) for folder in folders):
+        return True
+    with _quietly():
+        config = manager._get_config(name)
+    return bool(config.get("doc_to_visual") or config.get("doc_to_messages"))
 
 
 def wrap(harness: str, model: PreTrainedModel, processor: Any, batch_size: int) -> Any:
@@ -126,9 +140,16 @@ def run_task(
     except (LOPError, KeyboardInterrupt):
         raise
     except BaseException as error:  # harnesses also call sys.exit
-        cause = f"{type(error).__name__}: {error}".strip().rstrip(":")
-        raise EvaluationError(f"The task {task} failed in {harness}. {cause}") from error
+        cause = _cause(error)
+        told = f"{type(cause).__name__}: {cause}".strip().rstrip(":")
+        raise EvaluationError(f"The task {task} failed in {harness}. {told}") from cause
     return _shared(None if raw is None else read_raw(raw, harness, version(harness)))
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return what went wrong: lmms-eval reports a dataset that it cannot load as "tried several times"."""
+    attempt = getattr(error, "last_attempt", None)
+    return error if attempt is None else attempt.exception() or error
 
 
 def _shared(found: list[TaskResult] | None) -> list[TaskResult]:

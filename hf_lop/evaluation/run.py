@@ -11,7 +11,7 @@ from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PreTrainedModel
 import hf_lop
 from hf_lop.errors import EvaluationError, InvalidInputError
 from hf_lop.evaluation.fingerprint import weight_fingerprint
-from hf_lop.evaluation.harnesses import HARNESSES, need_extra, run_task, task_manager, wrap
+from hf_lop.evaluation.harnesses import HARNESSES, knows, need_extra, run_task, task_manager, wrap
 from hf_lop.evaluation.loading import load_evaluated
 from hf_lop.evaluation.paper import NAME, TASKS
 from hf_lop.evaluation.results import Results, TaskResult
@@ -161,7 +161,7 @@ def assign_tasks(
             break
         manager = task_manager(each, left, folders)
         known |= set(manager.task_index)
-        found.update({name: (each, manager) for name in left if name in manager.task_index})
+        found.update({name: (each, manager) for name in left if knows(each, manager, name, folders)})
     if unknown := [name for name in names if name not in found]:
         near = difflib.get_close_matches(unknown[0], known, 3)
         raise InvalidInputError(
