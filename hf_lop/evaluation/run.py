@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PreTrainedModel
 
 import hf_lop
@@ -79,13 +80,14 @@ def evaluate(
     config = read_config(model, **hub) if isinstance(model, str | Path) else model.config
     plan = assign_tasks(names, harness, type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, folders)
 
+    accelerator = Accelerator()
     loaded, processor = load_evaluated(
         model,
         processor,
         pruner=pruner,
         ratio=ratio,
         dtype=dtype,
-        device_map=device or _own_device(),
+        device_map=device or str(accelerator.device),
         **hub,
     )
     weights = weight_fingerprint(loaded)
@@ -99,7 +101,7 @@ def evaluate(
             found += run_task(used, wrapped[used], name, manager, limit=limit, cache=_cache(cache, used, weights))
         except EvaluationError as error:
             failed.append(error)
-            if _processes() > 1:  # the other processes wait for this one
+            if accelerator.num_processes > 1:  # the other processes wait for this one
                 raise
     results = Results(
         model=_public_name(model),
@@ -170,18 +172,6 @@ def assign_tasks(
             + "Pass include_path=... for task files of your own."
         )
     return {name: found[name] for name in names}
-
-
-def _processes() -> int:
-    from accelerate import PartialState
-
-    return int(PartialState().num_processes)
-
-
-def _own_device() -> str:
-    from accelerate import PartialState
-
-    return str(PartialState().device)
 
 
 def _cache(folder: str | Path | None, harness: str, weights: str) -> str | None:
