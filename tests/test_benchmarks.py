@@ -72,8 +72,9 @@ def test_all_right(run):
 @pytest.mark.slow
 def test_every_third_wrong(run):
     errs = Oracle(errs=True)
-    # Pairs with one of two right are worth 50, else 200: colour (200 + 50) / 2, existence 50; then 125 and 125.
-    assert run("mme", errs) == {"mme_perception_score": 175, "mme_cognition_score": 250}
+    # Pairs with one of two right (1, 2, 4, 5, 7) are worth 50, else 200. Perception: pairs 0 and 4 give 125, 2 and 6 give
+    # 125; cognition: 1 and 5 give 50, 3 and 7 give 125.
+    assert run("mme", errs) == {"mme_perception_score": 250, "mme_cognition_score": 175}
     # 16 questions in two orders of options, right only if both are: 1, 2, 4, 5, 7, 8, 10, 11, 13, 14 are not.
     assert run("mmbench_en_dev_static", errs) == {"gpt_eval_score": 100 * 6 / 16}
     assert run("mmmu_val", errs) == {"mmmu_acc": 11 / 16}

@@ -14,7 +14,7 @@ from hf_lop import demo, evaluate
 from hf_lop.cli import app
 from hf_lop.errors import EvaluationError, InvalidInputError, MissingDependencyError, UnsupportedModelError
 from hf_lop.evaluation.fingerprint import weight_fingerprint
-from hf_lop.evaluation.paper import TASKS
+from hf_lop.evaluation.paper import TASKS, PaperScores
 from hf_lop.evaluation.results import Results, read_raw
 from tests.tiny_repo import build_repo
 
@@ -367,6 +367,12 @@ class TestResults:
         assert plain["paper"]["average"] == pytest.approx((plain["paper"]["mmbench"] + plain["paper"]["mmmu"]) / 3)
         assert plain["paper"]["drop"]["average"] == pytest.approx(1 - plain["paper"]["average"] / (125 / 3))
         assert "pope" not in plain["paper"]["drop"]  # the dense model has 0 there
+
+    def test_too_few_questions_for_a_column(self, tasks):
+        results = evaluate(demo.MODEL_DIR, "lop-paper", **on(tasks, limit=2))
+        with pytest.raises(InvalidInputError, match="The task mme gave no mme_cognition_score"):
+            PaperScores.of(results)
+        assert "Avg" not in str(results)
 
 
 class TestReward:

@@ -151,8 +151,8 @@ def _mmbench(scenes: list[Scene]) -> list[dict[str, Any]]:
 
 
 def _mme(scenes: list[Scene]) -> list[dict[str, Any]]:
-    """Two questions per picture, of which one is true; categories in turn, the first five perception."""
-    categories = ("color", "existence", "commonsense_reasoning", "numerical_calculation")
+    """Two questions per picture, of which one is true; perception and cognition in turn."""
+    categories = ("color", "commonsense_reasoning", "existence", "numerical_calculation")
     rows = []
     for number, scene in enumerate(scenes):
         thing = scene.things[0]

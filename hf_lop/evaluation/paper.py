@@ -42,8 +42,11 @@ class PaperScores:
         """Collect the scores from results of the task `lop-paper`.
 
         Raises:
-            InvalidInputError: if one of its tasks was not evaluated.
+            InvalidInputError: if one of its tasks was not evaluated, or on too few questions for a score.
         """
+        for task, metric, _ in COLUMNS.values():
+            if metric not in results[task].metrics:
+                raise InvalidInputError(f"The task {task} gave no {metric}. Evaluate it on all its questions.")
         return cls(*(factor * results[task].metrics[metric] for task, metric, factor in COLUMNS.values()))
 
     @property
