@@ -4,19 +4,23 @@ import copy
 import importlib.util
 import json
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers import AutoModelForCausalLM, LlamaConfig
 from typer.testing import CliRunner
 
-from hf_lop import demo, evaluate
+from hf_lop import LOPPruner, demo, evaluate
 from hf_lop.cli import app
 from hf_lop.errors import EvaluationError, InvalidInputError, MissingDependencyError, UnsupportedModelError
 from hf_lop.evaluation.fingerprint import weight_fingerprint
 from hf_lop.evaluation.paper import TASKS, PaperScores
 from hf_lop.evaluation.results import Results, read_raw
-from tests.tiny_repo import build_repo
+from tests.conftest import CONFIGS, text_batches
+from tests.tiny_repo import build_processor, build_repo
 
 
 def test_without_the_extra(monkeypatch):
@@ -199,13 +203,58 @@ class TestModels:
             LOPModel(llama, processor=processor)
 
     def test_batches_of_bytes(self, tasks, tmp_path):
-        """A random model with a byte-level tokenizer: batches answer as single questions do, several pictures or none."""
+        """A random model with a byte-level tokenizer: batches answer as single questions do."""
         build_repo(tmp_path)
         names = ["mmmu_val", "lop_demo"]
         single, batched = (evaluate(tmp_path, names, **on(tasks, batch_size=size)) for size in (1, 5))
         assert len({answer for task in single.tasks for answer in task.answers}) > 2
         for task in single.tasks:
             assert batched[task.task].answers == task.answers
+
+    def test_several_pictures_or_none_in_one_batch(self, tmp_path):
+        build_repo(tmp_path)
+        pictures = [Image.new("RGB", (16, 16), colour) for colour in ("red", "green", "blue")]
+        contents = [
+            [{"type": "image", "url": picture} for picture in given] + [{"type": "text", "text": "What colour?"}]
+            for given in ([], pictures[:1], pictures, [])
+        ]
+        requests = [
+            SimpleNamespace(args=("What colour?", lambda row: row, {"max_new_tokens": 4}, index, "mixed", "test"))
+            for index in range(len(contents))
+        ]
+        answers = []
+        for size in (1, 4):
+            model = LOPModel(str(tmp_path), dtype="float32", device="cpu", batch_size=size)
+            model.task_dict = {"mixed": {"test": [[{"role": "user", "content": content}] for content in contents]}}
+            answers.append([given.text for given in model.generate_until(requests)])
+        assert answers[0] == answers[1]
+        assert answers[0][0] == answers[0][3]
+        assert len(set(answers[0])) > 1
+
+    def test_a_pruned_language_model_as_lm_eval_itself_loads_it(self, tasks, tmp_path):
+        from lm_eval import simple_evaluate
+
+        tokenizer = build_processor().tokenizer
+        config = LlamaConfig(**{**CONFIGS["gated"].to_dict(), "vocab_size": len(tokenizer)})
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(config).eval()
+        LOPPruner.fit(model, text_batches(2), text_batches(1, seed=1), predictor="mlp").prune(model, 0.5)
+        model.save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        theirs = simple_evaluate(
+            "hf",
+            f"pretrained={tmp_path},dtype=float32",
+            tasks=["colours"],
+            task_manager=task_manager("lm-eval", ["colours"], [str(tasks)]),
+            device="cpu",
+            bootstrap_iters=0,
+        )
+        ours = evaluate(tmp_path, "colours", **on(tasks))  # a language model: no need to name the harness
+        scores = [sample["filtered_resps"][0][0] for sample in theirs["samples"]["colours"]]
+        assert [json.loads(answer)[0][0] for answer in ours["colours"].answers] == pytest.approx(scores)
+        assert ours["colours"].metrics["acc"] == theirs["results"]["colours"]["acc,none"]
+        assert ours.pruning["ratio"] == 0.5
 
     def test_the_model_stays_as_it_was(self, tasks):
         model, processor = demo.load_model()
