@@ -150,7 +150,7 @@ class LOPModel(lmms):  # type: ignore[misc]
             [r.args for r in requests], lambda a: (-len(a[0]), a[0]), group_fn=lambda a: a[2], grouping=True
         )
         answers: list[Any] = []
-        generated, seconds = 0, 0.0
+        generated, seconds, padding = 0, 0.0, {"padding": True, "padding_side": "left"}
         bar = tqdm(total=len(requests), disable=self.rank != 0, desc="answering", unit="question")
         for chunk in order.get_batched(n=self.batch_size, batch_fn=None):
             chats = [self._messages(*args[1:]) for args in chunk]
@@ -159,7 +159,7 @@ class LOPModel(lmms):  # type: ignore[misc]
                 tokenize=True,
                 return_dict=True,
                 add_generation_prompt=True,
-                processor_kwargs={"return_tensors": "pt", **({"padding": True} if len(chats) > 1 else {})},
+                processor_kwargs={"return_tensors": "pt", **(padding if len(chats) > 1 else {})},
             )
             inputs = {name: self._place(value) for name, value in inputs.items()}
             start = time.perf_counter()
