@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hf_lop.allocation.additive import additive_plans as additive_plans
     from hf_lop.configuration_lop import LOPConfig as LOPConfig
     from hf_lop.errors import LOPError as LOPError
+    from hf_lop.evaluation.run import evaluate as evaluate
     from hf_lop.ffn.discovery import find_ffns as find_ffns
     from hf_lop.ffn.importance import neuron_importance as neuron_importance
     from hf_lop.ffn.slicing import slice_ffns as slice_ffns
@@ -32,6 +33,7 @@ _PUBLIC = {
     "Plan": "hf_lop.plan",
     "additive_plans": "hf_lop.allocation.additive",
     "collect_statistics": "hf_lop.ffn.statistics",
+    "evaluate": "hf_lop.evaluation.run",
     "find_ffns": "hf_lop.ffn.discovery",
     "inspect_model": "hf_lop.inspection",
     "neuron_importance": "hf_lop.ffn.importance",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_lop import __version__
+from hf_lop.evaluation.command import evaluate
 
 if TYPE_CHECKING:
     from hf_lop.plan import Plan
@@ -295,6 +296,9 @@ def compare(
     written = result.save(out, {name: sorted(out.glob(f"fit-*-{name}")) for name in searches})
     _note("Wrote " + ", ".join(str(path) for path in written) + ".")
     _show(json.loads(result.to_json()), result.to_markdown(), as_json)
+
+
+app.command()(evaluate)
 
 
 @app.command("train-predictor")

@@ -1,9 +1,12 @@
 """The errors of hf_lop: each is a `LOPError` and the builtin a caller would expect."""
 
+from typing import Any
+
 from hf_lop.modeling_lop import CheckpointMismatchError, LOPError, UnsupportedModelError
 
 __all__ = [
     "CheckpointMismatchError",
+    "EvaluationError",
     "InfeasibleBudgetError",
     "InvalidInputError",
     "LOPError",
@@ -27,3 +30,9 @@ class MissingDependencyError(LOPError, ImportError):
 
 class ProcessError(LOPError, RuntimeError):
     """Another of several processes failed or is gone."""
+
+
+class EvaluationError(LOPError, RuntimeError):
+    """A benchmark could not be run or scored. `results` holds those of the tasks that could, or None."""
+
+    results: Any = None

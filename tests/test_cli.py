@@ -35,7 +35,7 @@ def fails(monkeypatch, capsys, *arguments):
 
 def test_version_and_help():
     assert run("--version").strip() == __version__
-    for command in ("quickstart", "inspect", "plan", "prune", "fit", "compare", "train-predictor"):
+    for command in ("quickstart", "inspect", "plan", "prune", "fit", "compare", "evaluate", "train-predictor"):
         assert command in run("--help")
         assert "--json" in run(command, "--help")
 
