@@ -24,6 +24,7 @@ from hf_lop.errors import InvalidInputError
 from hf_lop.ffn.discovery import prunable_ffns
 from hf_lop.ffn.importance import CRITERIA, neuron_importance, neuron_order
 from hf_lop.ffn.size import ModelSize, measure_size
+from hf_lop.ffn.sketch import Sketch, Sketcher
 from hf_lop.ffn.statistics import Statistics, collect_statistics
 from hf_lop.hub.companions import write_whole
 from hf_lop.rewards import REWARDS, Reward, probe_layers
@@ -42,6 +43,7 @@ class Learned:
         size (`ModelSize`): of the dense model.
         dtype (`str`): of its FFN weights.
         statistics (`list[Statistics]`): one per layer.
+        sketches (`list[Sketch]`): one per layer; empty if none was asked for.
         order (`list[torch.Tensor]`): neurons of each layer from most to least important, `[n] int64`.
         table (`list[dict]`): rows `{"ratio": R, "ratios": [L floats]}`, those of a search with their `reward`.
         provenance (`dict`): search, reward, and a fingerprint of each set of data.
@@ -50,6 +52,7 @@ class Learned:
     size: ModelSize
     dtype: str
     statistics: list[Statistics]
+    sketches: list[Sketch]
     order: list[torch.Tensor]
     table: list[dict[str, Any]]
     provenance: dict[str, Any]
@@ -78,6 +81,7 @@ def learn(
     evaluations: int,
     seed: int,
     journal: str | Path | None,
+    sketch_rows: int,
 ) -> Learned:
     """Calibrate, probe every layer, plan every target; see [`~LOPPruner.fit`] for the arguments.
 
@@ -100,7 +104,9 @@ def learn(
     prints = {"calibration_sha256": fingerprint(calibration), "search_sha256": fingerprint(validation)}
     if len(set(prints.values())) == 1:
         warnings.warn("Calibration and search use the same data; plans will look better than they are.", stacklevel=3)
-    statistics = collect_statistics(model, calibration, ffns)
+    sketcher = Sketcher(size.widths, sketch_rows, seed=seed) if sketch_rows else None
+    statistics = collect_statistics(model, calibration, ffns, also=sketcher.add if sketcher else None)
+    sketches = [Sketch.of(directions) for directions in sketcher.result(statistics)] if sketcher else []
     order = neuron_order(neuron_importance(model, ffns, criterion, statistics))
     provenance: dict[str, Any] = {"search": search, **prints}
     settings: dict[str, Any] = {
@@ -149,7 +155,7 @@ def learn(
             if log is not None:
                 log.close()
     dtype = str(ffns[0].modules(model)[1].weight.dtype).removeprefix("torch.")
-    return Learned(size, dtype, statistics, order, table, provenance)
+    return Learned(size, dtype, statistics, sketches, order, table, provenance)
 
 
 def _kept(path: Path, settings: dict[str, Any], measure: Callable[[], np.ndarray]) -> np.ndarray:

@@ -6,7 +6,7 @@ for a gated FFN: act(gate) * up), n neurons of a layer.
 
 import contextlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,6 +124,8 @@ def collect_statistics(
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
     ffns: list[FFN] | None = None,
+    *,
+    also: Callable[[int, torch.Tensor, torch.Tensor | None], None] | None = None,
 ) -> list[Statistics]:
     """Collect the statistics of every neuron in one pass over calibration batches.
 
@@ -132,6 +134,8 @@ def collect_statistics(
         batches (`Iterable[Mapping]`): keyword arguments of the model's forward, with `input_ids` `[B, T]` and, where
             samples are padded, `attention_mask` `[B, T]`. Padding is left out of every statistic.
         ffns (`list[FFN]`, *optional*): the FFNs to watch, all by default.
+        also (`Callable`, *optional*): called with the layer, its activations `[B, T, n]` and the mask `[B, T] bool` of its
+            real tokens (None where nothing is padded), for what else is to be learnt in the same pass.
 
     Returns:
         `list[Statistics]`: one per layer.
@@ -143,16 +147,17 @@ def collect_statistics(
     totals = [_Accumulator(ffn.width) for ffn in ffns]
     current: dict[str, Any] = {}
 
-    def watch(total: _Accumulator) -> Any:
+    def watch(layer: int) -> Any:
         def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             x = args[0].reshape(batch_size(current), -1, args[0].shape[-1])
-            total.add(x, token_mask(current, x.shape[1]))
+            mask = token_mask(current, x.shape[1])
+            totals[layer].add(x, mask)
+            if also is not None:
+                also(layer, x, mask)
 
         return hook
 
-    handles = [
-        ffn.modules(model)[1].register_forward_pre_hook(watch(total)) for ffn, total in zip(ffns, totals, strict=True)
-    ]
+    handles = [ffn.modules(model)[1].register_forward_pre_hook(watch(layer)) for layer, ffn in enumerate(ffns)]
     # The vocabulary projection is not needed here; most models can be asked for the last position only.
     short = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     try:
