@@ -27,6 +27,7 @@ from hf_lop.ffn.size import ModelSize, measure_size
 from hf_lop.ffn.sketch import Sketch, Sketcher
 from hf_lop.ffn.statistics import Statistics, collect_statistics
 from hf_lop.hub.companions import write_whole
+from hf_lop.modeling_lop import FFN
 from hf_lop.rewards import REWARDS, Reward, probe_layers
 
 Batches = Iterable[Mapping[str, Any]]
@@ -43,7 +44,7 @@ class Learned:
         size (`ModelSize`): of the dense model.
         dtype (`str`): of its FFN weights.
         statistics (`list[Statistics]`): one per layer.
-        sketches (`list[Sketch]`): one per layer; empty if none was asked for.
+        sketches (`list[Sketch]`): one per layer; empty if none was asked for, or there were fewer tokens than neurons.
         order (`list[torch.Tensor]`): neurons of each layer from most to least important, `[n] int64`.
         table (`list[dict]`): rows `{"ratio": R, "ratios": [L floats]}`, those of a search with their `reward`.
         provenance (`dict`): search, reward, and a fingerprint of each set of data.
@@ -67,6 +68,25 @@ def fingerprint(batches: Sequence[Mapping[str, Any]]) -> str:
                 digest.update(key.encode() + str(tuple(value.shape)).encode())
                 digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def calibrate(
+    model: PreTrainedModel, calibration: Batches, ffns: list[FFN], sketch_rows: int, seed: int
+) -> tuple[list[Statistics], list[Sketch]]:
+    """Collect statistics and sketches in one pass; no sketch, with a warning, of fewer tokens than neurons."""
+    if not sketch_rows:
+        return collect_statistics(model, calibration, ffns), []
+    widths = [ffn.width for ffn in ffns]
+    sketcher = Sketcher(widths, sketch_rows, seed=seed)
+    statistics = collect_statistics(model, calibration, ffns, also=sketcher.add)
+    if any(tokens < width for tokens, width in zip(sketcher.tokens, widths, strict=True)):
+        warnings.warn(
+            f"Calibration has {min(sketcher.tokens)} tokens for layers of up to {max(widths)} neurons. Least squares on so "
+            "few does harm, so no sketch is kept. Calibrate on more samples.",
+            stacklevel=4,
+        )
+        return statistics, []
+    return statistics, [Sketch.of(directions) for directions in sketcher.result(statistics)]
 
 
 def learn(
@@ -104,9 +124,7 @@ def learn(
     prints = {"calibration_sha256": fingerprint(calibration), "search_sha256": fingerprint(validation)}
     if len(set(prints.values())) == 1:
         warnings.warn("Calibration and search use the same data; plans will look better than they are.", stacklevel=3)
-    sketcher = Sketcher(size.widths, sketch_rows, seed=seed) if sketch_rows else None
-    statistics = collect_statistics(model, calibration, ffns, also=sketcher.add if sketcher else None)
-    sketches = [Sketch.of(directions) for directions in sketcher.result(statistics)] if sketcher else []
+    statistics, sketches = calibrate(model, calibration, ffns, sketch_rows, seed)
     order = neuron_order(neuron_importance(model, ffns, criterion, statistics))
     provenance: dict[str, Any] = {"search": search, **prints}
     settings: dict[str, Any] = {

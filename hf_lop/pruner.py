@@ -281,7 +281,8 @@ class LOPPruner(PreTrainedModel):
             evaluations (`int`): candidates that a search evaluates per target.
             predictor (`str`): "transformer", "bilstm" or "mlp".
             sketch_rows (`int`): directions per layer in the sketch of the activations, which lets `prune` recover without
-                data; even, half a byte per neuron each. 0 for none.
+                data; even, half a byte per neuron each. 0 for none; nor is one kept, with a warning, where calibration has fewer
+                tokens than a layer has neurons.
             seed (`int`): of the search, the predictor's initial weights and its training order.
             journal (`str` or `Path`, *optional*): folder that keeps probes and evaluations; the same call with the same
                 folder resumes after a kill, to the same result.

@@ -178,6 +178,12 @@ def test_what_does_not_fit_is_refused(llama):
             Sketcher([48], rows)
 
 
+@pytest.fixture(scope="module")
+def pruner(built):
+    """Fitted on more data than that of other tests, of which no sketch can be made."""
+    return LOPPruner.fit(built["gated"], text_batches(20), text_batches(1, seed=1))
+
+
 class TestPruner:
     @pytest.fixture
     def folder(self, pruner, tmp_path):
@@ -228,5 +234,8 @@ class TestPruner:
         bare = LOPPruner.fit(built["gated"], text_batches(2), text_batches(1, seed=1), sketch_rows=0)
         assert (bare.config.sketch_rows, bare.directions()) == (0, [])
         assert "sketch" not in bare.state_dict()
+        with pytest.warns(UserWarning, match="40 tokens for layers of up to 48 neurons"):
+            few = LOPPruner.fit(built["gated"], text_batches(2), text_batches(1, seed=1))
+        assert (few.config.sketch_rows, few.directions()) == (0, [])
         with pytest.raises(InvalidInputError, match="even number"):
             LOPPruner.fit(built["gated"], text_batches(2), text_batches(1, seed=1), sketch_rows=5)

@@ -88,7 +88,7 @@ class Sketcher:
             seed (`int`): of the test vectors.
         """
         self.rows = min(check_rows(rows), max(widths) + max(widths) % 2)
-        self.samples = [0] * len(widths)
+        self.samples, self.tokens = [0] * len(widths), [0] * len(widths)
         self._tests = {width: self._test(width, seed) for width in widths}
         self._sums: list[torch.Tensor] = [torch.zeros_like(self._tests[width]) for width in widths]
 
@@ -105,6 +105,7 @@ class Sketcher:
         total = self._sums[layer] = self._sums[layer].to(tokens.device)
         total.addmm_(tokens.T, tokens @ test)
         self.samples[layer] += len(x)
+        self.tokens[layer] += len(tokens)
 
     def result(self, statistics: Sequence[Statistics]) -> list[torch.Tensor]:
         """Return the directions of every layer, `[r, n] float32` on the CPU; those beyond n are zero.
