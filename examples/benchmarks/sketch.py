@@ -217,7 +217,7 @@ def main() -> None:
         "nats above dense": runs,
     }
     text = (
-        f"SmolLM2-135M-Instruct, {len(runs)} seeds, dense {statistics.mean(dense):.3f} nats per token. How it is measured: "
+        f"# What a sketch keeps of least squares\n\nSmolLM2-135M-Instruct, {len(runs)} seeds, dense {statistics.mean(dense):.3f} nats per token. How it is measured: "
         "`examples/benchmarks/sketch.py`. 135M has 46,080 FFN neurons, 7B (Qwen2.5-VL) 530,432; the sizes are without the scale, 4 "
         f"bytes per neuron.\n\n{table(runs, ratios, neurons)}\n\nCalibration on {CALIBRATION} blocks of 128 tokens took "
         f"{seconds['statistics']:.0f} CPU seconds without a sketch, with one of 128 directions "
