@@ -133,8 +133,12 @@ def prune(
         ),
     ] = "lop",
     recover: Annotated[
-        str | None, typer.Option(help="fold: let the kept neurons take over the removed ones' mean output.")
-    ] = None,
+        str,
+        typer.Option(
+            help="What lets the kept neurons do the removed ones' work: sketch (least squares without data), fold (their "
+            "mean), bias (FLAP's, adds parameters), none, or auto: sketch where the pruner has one."
+        ),
+    ] = "auto",
     strict: Annotated[bool, typer.Option("--strict", help="Refuse another commit of the base model.")] = False,
     push_to: PushTo = None,
     private: Private = False,
@@ -143,6 +147,7 @@ def prune(
     """Cut a model to a budget and save it, ready for from_pretrained; push it if asked to."""
     _new_folder(out)
     from hf_lop.pruner import LOPPruner
+    from hf_lop.recoveries import RECOVERIES
 
     loaded = LOPPruner.from_pretrained(pruner)
     _note(f"Loading {model}.")
@@ -155,9 +160,11 @@ def prune(
         latency=latency,
         round_to=round_to,
         method=method,
-        recover=recover,
+        recover=None if recover == "none" else recover,
         strict=strict,
     )
+    recovery = pruned.config.pruning_config["recovery"]
+    _note(f"Recovery: {RECOVERIES[recovery]}." if recovery else "Recovery: none.")
     pruned.save_pretrained(out)
     report = {"out": str(out), "pruning_config": pruned.config.pruning_config, "parameters": pruned.num_parameters()}
     if push_to:
@@ -182,6 +189,7 @@ def fit(
     predictor: Annotated[str, typer.Option(help="transformer, bilstm or mlp.")] = "transformer",
     batch_size: Annotated[int, typer.Option(help="Samples per batch.")] = 8,
     max_length: Annotated[int | None, typer.Option(help="Tokens at which plain texts are cut.")] = None,
+    sketch_rows: Annotated[int, typer.Option(help="Size of the sketch for recovery without data; 0 for none.")] = 128,
     seed: Annotated[int, typer.Option(help="Seed of the draw of samples, the search and the predictor.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the journal of a killed run.")] = False,
     push_to: PushTo = None,
@@ -218,6 +226,7 @@ def fit(
         reward=reward,
         evaluations=evaluations,
         predictor=predictor,
+        sketch_rows=sketch_rows,
         seed=seed,
         journal=journal,
     )

@@ -25,7 +25,6 @@ from hf_lop.ffn.discovery import prunable_ffns
 from hf_lop.ffn.elastic import shadow
 from hf_lop.ffn.importance import output_weight
 from hf_lop.ffn.moments import second_moments
-from hf_lop.ffn.recovery import recover_fold, recover_lstsq, set_output_weights
 from hf_lop.ffn.replay import IGNORED, record_batches
 from hf_lop.ffn.size import ModelSize, measure_size
 from hf_lop.ffn.slicing import slice_ffns
@@ -35,9 +34,9 @@ from hf_lop.modeling_lop import FFN
 from hf_lop.plan import Plan, plan_budget
 from hf_lop.processes import launched
 from hf_lop.pruner import LOPPruner
+from hf_lop.recoveries import RECOVERIES, choose_recovery, fit_recovery
 from hf_lop.rewards import REWARDS, Score, _by_sample, _ratio
 
-RECOVERIES = (None, "fold", "lstsq")
 MOMENTS_BYTES = 2**32  # second moments of all layers that wait in memory for the next row
 
 
@@ -66,7 +65,8 @@ def compare(
         report (`Iterable[Mapping]`): batches that no pruner was calibrated or searched on. With `labels` only answers count.
         ratios (`Sequence[float]`): target ratios R, in (0, 1).
         methods (`Sequence[str]`, *optional*): of `METHODS`; by default all that every pruner can cut by.
-        recover (`Sequence`): of None, "fold" and "lstsq".
+        recover (`Sequence`): of None and `RECOVERIES`: "lstsq", "sketch", "fold", "bias". None is the default, so that
+            methods are compared as they are. Biases are not among the parameters counted.
         data (`Iterable[Mapping]`, *optional*): batches for "lstsq", none of them a report batch.
         rewards (`Sequence[str]`): of `REWARDS`.
         folder (`str` or `Path`, *optional*): keeps finished rows in `rows.jsonl`; the same call resumes there, and a call
@@ -91,6 +91,8 @@ def compare(
         check_method(method, pruner.config)
     for pruner in pruners:
         pruner.config.check_fits(model, size, strict=False)
+        if "sketch" in recover:
+            choose_recovery("sketch", data=False, sketch=pruner.config.sketch_rows > 0)
     _check_unseen(pruners, report, data)
     settings = {
         "model": {"type": model.config.model_type, **asdict(size)},
@@ -132,12 +134,9 @@ def compare(
         start = time.perf_counter()
         plan, kept = _prepare(pruner, model, ffns, size, method, ratio)
         seconds = time.perf_counter() - start
-        outputs = None
-        if recovery == "fold":
-            outputs = recover_fold(model, ffns, kept, pruner.statistics())
-        elif recovery == "lstsq":
-            outputs = recover_lstsq(model, ffns, kept, moments())
-        pruned = _cut_copy(model, kept, outputs)
+        write = fit_recovery(recovery, pruner, model, ffns, kept, moments)
+        pruned: PreTrainedModel = copy.deepcopy(model).eval()
+        write(pruned, slice_ffns(pruned, kept))
         rows.add(Row.of(key, judge(pruned), plan.widths, size, seconds, cold_seconds(method, pruner.config)))
     return Comparison(tuple(rows.known[key] for key in wanted), rows.settings)
 
@@ -213,17 +212,6 @@ def _prepare(
     return plan, [neurons[:width] for neurons, width in zip(order, plan.widths, strict=True)]
 
 
-def _cut_copy(
-    model: PreTrainedModel, kept: Sequence[torch.Tensor], outputs: list[torch.Tensor] | None
-) -> PreTrainedModel:
-    """Prune a copy of the model, with recovered output projections where there are any."""
-    pruned: PreTrainedModel = copy.deepcopy(model).eval()
-    cut = slice_ffns(pruned, kept)
-    if outputs is not None:
-        set_output_weights(pruned, cut, outputs)
-    return pruned
-
-
 class _Judge:
     """Several rewards at once, of any model that was cut from the recorded one: one run of its decoder gives them all."""
 
@@ -267,7 +255,7 @@ def check_arguments(
         "pruners": (pruners, None),
         "ratios": (ratios, None),
         "methods": (methods, METHODS),
-        "recover": (recover, RECOVERIES),
+        "recover": (recover, (None, *RECOVERIES)),
         "rewards": (rewards, REWARDS),
     }
     for name, (values, choices) in known.items():
@@ -278,7 +266,7 @@ def check_arguments(
     if wrong := [ratio for ratio in ratios if not 0 < ratio < 1]:
         raise InvalidInputError(f"ratios has {wrong[0]}; each must be in (0, 1), the dense model is always compared.")
     if "lstsq" in recover and not data:
-        raise InvalidInputError('recover="lstsq" needs data, batches of model inputs. Pass data=..., or use "fold".')
+        raise InvalidInputError('recover="lstsq" needs data, batches of model inputs. Pass data=..., or use "sketch".')
 
 
 def _check_unseen(

@@ -25,6 +25,8 @@ class LOPConfig(PreTrainedConfig):
             how plans were searched, and the seconds that every phase took.
         predictor (`str`): "transformer", "bilstm" or "mlp".
         predictor_loss (`float`, *optional*): mean squared error of the predicted layer ratios at the end of training.
+        sketch_rows (`int`): directions per layer in the sketch of second moments; 0, as in repositories made before there
+            were sketches, is none.
         min_ratio (`float`): smallest target ratio the predictor was trained on.
         max_ratio (`float`): largest target ratio the predictor was trained on.
         search_table (`list`, *optional*): the training pairs: `{"ratio": R, "ratios": [L floats]}`.
@@ -44,6 +46,7 @@ class LOPConfig(PreTrainedConfig):
     calibration: dict[str, Any] | None = None
     predictor: str = "transformer"
     predictor_loss: float | None = None
+    sketch_rows: int = 0
     min_ratio: float = 0.0
     max_ratio: float = 0.0
     search_table: list[dict[str, Any]] | None = None

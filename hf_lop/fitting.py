@@ -27,8 +27,10 @@ from hf_lop.errors import InvalidInputError
 from hf_lop.ffn.discovery import prunable_ffns
 from hf_lop.ffn.importance import CRITERIA, neuron_importance, neuron_order
 from hf_lop.ffn.size import ModelSize, measure_size
+from hf_lop.ffn.sketch import Sketch, Sketcher
 from hf_lop.ffn.statistics import Statistics, collect_statistics
 from hf_lop.hub.companions import write_whole
+from hf_lop.modeling_lop import FFN
 from hf_lop.probing import probe_layers
 from hf_lop.processes import Processes, launched
 from hf_lop.rewards import Judge, reward_name, scorer
@@ -48,6 +50,7 @@ class Learned:
         size (`ModelSize`): of the dense model.
         dtype (`str`): of its FFN weights.
         statistics (`list[Statistics]`): one per layer.
+        sketches (`list[Sketch]`): one per layer; empty if none was asked for, or there were fewer tokens than neurons.
         order (`list[torch.Tensor]`): neurons of each layer from most to least important, `[n] int64`.
         table (`list[dict]`): rows `{"ratio": R, "ratios": [L floats]}`, those of a search with their `reward`.
         probes (`dict`): what single-layer cuts cost, see [`LOPConfig`].
@@ -57,6 +60,7 @@ class Learned:
     size: ModelSize
     dtype: str
     statistics: list[Statistics]
+    sketches: list[Sketch]
     order: list[torch.Tensor]
     table: list[dict[str, Any]]
     probes: dict[str, Any]
@@ -84,6 +88,26 @@ def check_arguments(
         raise InvalidInputError(f"targets is {list(targets)}; pass at least one target ratio in [0, 1).")
 
 
+def calibrate(
+    model: PreTrainedModel, calibration: Batches, ffns: list[FFN], sketch_rows: int, seed: int, processes: Processes
+) -> tuple[list[Statistics], list[Sketch]]:
+    """Collect statistics and sketches in one pass; no sketch, with a warning, of fewer tokens than neurons."""
+    if not sketch_rows:
+        return collect_statistics(model, calibration, ffns, processes), []
+    widths = [ffn.width for ffn in ffns]
+    sketcher = Sketcher(widths, sketch_rows, seed=seed)
+    statistics = collect_statistics(model, calibration, ffns, processes, also=sketcher.add)
+    sketcher.join(processes)
+    if any(tokens < width for tokens, width in zip(sketcher.tokens, widths, strict=True)):
+        warnings.warn(
+            f"Calibration has {min(sketcher.tokens)} tokens for layers of up to {max(widths)} neurons. Least squares on so "
+            "few does harm, so no sketch is kept. Calibrate on more samples.",
+            stacklevel=4,
+        )
+        return statistics, []
+    return statistics, [Sketch.of(directions) for directions in sketcher.result(statistics)]
+
+
 def learn(
     model: PreTrainedModel,
     calibration: Batches,
@@ -96,6 +120,7 @@ def learn(
     evaluations: int,
     seed: int,
     journal: str | Path | None,
+    sketch_rows: int,
 ) -> Learned:
     """Calibrate, probe every layer, plan every target; see [`~LOPPruner.fit`] and `check_arguments` for the arguments.
 
@@ -118,7 +143,7 @@ def learn(
     processes = launched()
     processes.agree("The fingerprints of data or model", {**prints, "parameters": size.parameters})
     clock = _Clock(journal, processes)
-    statistics = collect_statistics(model, calibration, ffns, processes)
+    statistics, sketches = calibrate(model, calibration, ffns, sketch_rows, seed, processes)
     order = processes.from_main(lambda: neuron_order(neuron_importance(model, ffns, criterion, statistics)))
     clock.stop("calibration")
     provenance: dict[str, Any] = {"search": search, **prints}
@@ -183,7 +208,7 @@ def learn(
     provenance["seconds"] = clock.seconds
     alone, around = damage.tolist()
     probes = {"ratios": PROBE_RATIOS, "damage": alone, "context": CONTEXT, "around": around}
-    return Learned(size, dtype, statistics, order, table, probes, provenance)
+    return Learned(size, dtype, statistics, sketches, order, table, probes, provenance)
 
 
 class _Clock:

@@ -5,8 +5,8 @@ The package imports this file, and every pruned repository carries a copy of it 
 * `find_ffns` finds the feed-forward network (FFN) of every decoder layer by structure, without a table of model names.
 * `take_neurons` keeps some neurons of an FFN, in place.
 * A config whose `intermediate_size` is a list, one width per decoder layer, loads: the model is built with one scalar
-  width, then each FFN is cut to its own width before any weight is read. `install()` does this for all of
-  transformers' loaders; `modeling_lop.<ClassName>`, which `auto_map` names, does it for `trust_remote_code=True`.
+  width, then each FFN is cut to its own width, and given an output bias if the config says that pruning added one,
+  before any weight is read. `install()` does this for all of transformers' loaders; `modeling_lop.<ClassName>`, which `auto_map` names, does it for `trust_remote_code=True`.
 
 Importing it changes nothing and loads neither torch nor transformers.
 """
@@ -17,7 +17,7 @@ import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 WIDTH = "intermediate_size"
 DENSE_WIDTH = "unpruned_" + WIDTH  # what the width was before pruning; other parts of a model may be sized by it
+OUTPUT_BIAS = "pruned_ffn_output_bias"  # whether pruning gave output projections a bias that their class has not
 WIDEST = 2**20  # neurons; far above any FFN known, far below what a hostile config could ask for
 
 
@@ -290,6 +291,24 @@ def take_neurons(model: "nn.Module", ffn: FFN, kept: "torch.Tensor") -> FFN:
     return dataclasses.replace(ffn, width=len(kept))
 
 
+def _unbiased(model: "nn.Module", ffns: Sequence[FFN]) -> list[Any]:
+    outputs = [ffn.modules(model)[1] for ffn in ffns]
+    return [output for output in outputs if getattr(output, "bias", None) is None]
+
+
+def add_output_biases(model: "nn.Module", ffns: Sequence[FFN]) -> bool:
+    """Give the output projection of every FFN a bias of zeros, where it has none; return whether there was such a one."""
+    import torch
+    from torch import nn
+
+    outputs = _unbiased(model, ffns)
+    for output in outputs:
+        weight = output.weight
+        bias = torch.zeros(len(weight), dtype=weight.dtype, device=weight.device)
+        output.bias = nn.Parameter(bias, requires_grad=weight.requires_grad)
+    return bool(outputs)
+
+
 # -- Configs that hold one width per layer -----------------------------------------------------------------------------
 
 
@@ -346,16 +365,17 @@ def _scalar_widths(found: "list[tuple[PreTrainedConfig, list[int]]]") -> Iterato
             vars(config)[_field(type(config))] = widths
 
 
-def _fit(model: "nn.Module", widths: list[int]) -> None:
-    """Give a freshly built model its widths; which neurons does not matter, the weights are read afterwards."""
+def _fit(model: "nn.Module", widths: list[int], bias: bool) -> None:
+    """Give a freshly built model its widths and biases; no value matters, the weights are read afterwards."""
     import torch
 
     ffns = find_ffns(model)
     check_widths(widths, len(ffns))
-    for ffn, width in zip(ffns, widths, strict=True):
-        take_neurons(model, ffn, torch.arange(width) % ffn.width)
+    ffns = [take_neurons(model, ffn, torch.arange(w) % ffn.width) for ffn, w in zip(ffns, widths, strict=True)]
     for config in text_configs(model):  # some models give their parts copies of the config
         vars(config)[_field(type(config))] = list(widths)
+    if bias:
+        add_output_biases(model, ffns)
 
 
 def _wrap_constructor(model_cls: type) -> None:
@@ -370,8 +390,8 @@ def _wrap_constructor(model_cls: type) -> None:
         found = list(_widths_within(config)) if config is not None else []
         with _scalar_widths(found):
             original(self, *args, **kwargs)
-        for _, widths in found:
-            _fit(self, widths)
+        for own, widths in found:
+            _fit(self, widths, bias=getattr(own, OUTPUT_BIAS, False) is True)
 
     __init__._lop = True  # type: ignore[attr-defined]
     model_cls.__init__ = __init__  # type: ignore[misc]
@@ -497,6 +517,29 @@ def set_widths(model: Any, widths: list[int]) -> None:
             setattr(config, DENSE_WIDTH, dense if isinstance(dense, int) else max(dense))
         setattr(config, WIDTH, list(widths))
     _enable_models(type(model.config))
+
+
+def check_output_biases(model: Any, ffns: Sequence[FFN]) -> None:
+    """Check that every output projection has a bias, or can be given one that survives saving and loading.
+
+    Raises:
+        UnsupportedModelError: if not.
+    """
+    outputs = _unbiased(model, ffns)
+    possible = all("bias" in output._parameters for output in outputs)
+    for cls in map(type, text_configs(model)):  # where a family reads lists by itself, nothing would build the biases
+        field, own = _field(cls), not vars(cls).get("_lop_enabled")
+        possible = possible and not (own and field in getattr(cls, "__validators__", {}) and _takes_lists(cls, field))
+    if outputs and not possible:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: the output projections of its FFNs cannot be given a bias. Choose another recovery."
+        )
+
+
+def mark_output_biases(model: Any) -> None:
+    """Let the text config of a pruned model say that its output projections got a bias."""
+    for config in text_configs(model):
+        setattr(config, OUTPUT_BIAS, True)
 
 
 # -- Entry points ------------------------------------------------------------------------------------------------------

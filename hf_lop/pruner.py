@@ -18,10 +18,10 @@ from hf_lop.allocation.table import target_grid
 from hf_lop.configuration_lop import LOPConfig
 from hf_lop.data import fingerprint, fitting_parts, part_batches
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
-from hf_lop.ffn.discovery import FFN, prunable_ffns
+from hf_lop.ffn.discovery import prunable_ffns
 from hf_lop.ffn.moments import second_moments
-from hf_lop.ffn.recovery import recover_fold, recover_lstsq, set_output_weights
 from hf_lop.ffn.size import measure_size
+from hf_lop.ffn.sketch import SKETCH_ROWS, Sketch, check_rows
 from hf_lop.ffn.slicing import slice_ffns
 from hf_lop.ffn.statistics import Statistics
 from hf_lop.fitting import Batches, check_arguments, learn, training_pairs
@@ -32,6 +32,7 @@ from hf_lop.methods import METHODS, check_method, choose
 from hf_lop.plan import Plan, plan_budget, read_budget
 from hf_lop.predictors import build_predictor, check_predictor, train_predictor
 from hf_lop.processes import launched
+from hf_lop.recoveries import choose_recovery, fit_recovery
 from hf_lop.rewards import Judge
 
 
@@ -43,7 +44,8 @@ class LOPPruner(PreTrainedModel):
     ```
 
     Buffers, each flat over all layers (`N` neurons in total): `neuron_order` `[N] uint16`, the neurons of each layer from
-    most to least important; `mean`, `square`, `fluctuation`, `norm`: `[N] float32`, see `Statistics`.
+    most to least important; `mean`, `square`, `fluctuation`, `norm`: `[N] float32`, see `Statistics`; and unless
+    `config.sketch_rows`, r, is 0, `sketch` `[N r / 2] uint8` and `sketch_scale` `[N] float32`, see `Sketch`.
     """
 
     config_class = LOPConfig
@@ -51,6 +53,8 @@ class LOPPruner(PreTrainedModel):
     base_model_prefix = "lop"
     main_input_name = "targets"
     neuron_order: torch.Tensor
+    sketch: torch.Tensor
+    sketch_scale: torch.Tensor
 
     def __init__(self, config: LOPConfig) -> None:
         super().__init__(config)
@@ -61,6 +65,9 @@ class LOPPruner(PreTrainedModel):
         self.register_buffer("neuron_order", torch.zeros(sum(widths), dtype=torch.uint16))
         for name in Statistics.__slots__:
             self.register_buffer(name, torch.zeros(sum(widths)))
+        if check_rows(config.sketch_rows):
+            self.register_buffer("sketch", torch.zeros(sum(widths) * config.sketch_rows // 2, dtype=torch.uint8))
+            self.register_buffer("sketch_scale", torch.zeros(sum(widths)))
         self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -152,6 +159,15 @@ class LOPPruner(PreTrainedModel):
         ]
         return [Statistics(*layer) for layer in zip(*parts, strict=True)]
 
+    def directions(self) -> list[torch.Tensor]:
+        """Return the sketch of second moments, B `[r, n] float32` of each layer; empty if this pruner has none."""
+        rows, widths = self.config.sketch_rows, list(self.config.size.widths)
+        if not rows:
+            return []
+        codes = self.sketch.cpu().view(-1, rows // 2).split(widths)
+        scales = self.sketch_scale.float().cpu().split(widths)
+        return [Sketch(*layer).directions() for layer in zip(codes, scales, strict=True)]
+
     def prune(
         self,
         model: PreTrainedModel | str | Path,
@@ -163,7 +179,7 @@ class LOPPruner(PreTrainedModel):
         latency: float | None = None,
         round_to: int = 1,
         method: str = "lop",
-        recover: str | None = None,
+        recover: str | None = "auto",
         data: Batches | None = None,
         strict: bool = False,
     ) -> PreTrainedModel:
@@ -181,8 +197,11 @@ class LOPPruner(PreTrainedModel):
             method (`str`): "lop", the predicted plan; a plan that was searched, such as "additive" or "cmaes", where the
                 pruner has it; or a baseline from the same statistics: one of `METHODS`.
             recover (`str`, *optional*): let the output projections take over what the removed neurons did: "lstsq", least
-                squares on `data`, or "fold", their mean from the stored statistics. With `data` the default is "lstsq",
-                without it none.
+                squares on `data`; "sketch", least squares on this pruner's sketch of the activations; "fold", their mean,
+                from the stored statistics; "bias", the same as FLAP does it, as biases, which the architecture may not
+                have: they come on top of the budget, and only hf_lop or `trust_remote_code=True` loads them; or None. The
+                default, "auto", is "lstsq" with `data`, else "sketch" if there is one, else None.
+                `config.pruning_config["recovery"]` says which it was.
             data (`Iterable[Mapping]`, *optional*): batches of model inputs like those the model shall work on.
             strict (`bool`): refuse, instead of warn about, another commit of the base model.
 
@@ -191,17 +210,16 @@ class LOPPruner(PreTrainedModel):
             layer; `save_pretrained` and `push_to_hub` write everything needed to load it anywhere.
 
         Raises:
-            UnsupportedModelError: if the model cannot be pruned.
+            UnsupportedModelError: if the model cannot be pruned, or given a bias.
             CheckpointMismatchError: if this pruner was made for another model.
-            InvalidInputError: if the budget is out of range, `method` or `recover` is unknown, or the pruner was not fitted
-                for the method.
+            InvalidInputError: if the budget is out of range, `method` or `recover` is unknown, the pruner was not fitted for
+                the method, or `recover` needs what is not there.
             InfeasibleBudgetError: if the budget is below the smallest possible model. Nothing was changed in any case.
         """
         budgets = {"ratio": ratio, "params": params, "memory": memory, "flops": flops, "latency": latency}
         kind, _ = read_budget(budgets)
         check_method(method, self.config)
-        recover = "lstsq" if recover is None and data is not None else recover
-        _check_recovery(recover, data)
+        recover = choose_recovery(recover, data=data is not None, sketch=self.config.sketch_rows > 0)
         if isinstance(model, str | Path):
             if kind not in ("memory", "latency"):  # those depend on the dtype of the model
                 self.plan(ratio, params=params, flops=flops, round_to=round_to)  # refuses before the model is fetched
@@ -216,10 +234,8 @@ class LOPPruner(PreTrainedModel):
         ratios, order = choose(method, self, model, ffns)
         plan = plan_budget(ratios, size, budgets, round_to=round_to, device=weight.device, dtype=weight.dtype)
         kept = [neurons[:width] for neurons, width in zip(order, plan.widths, strict=True)]
-        outputs = self._recovered(recover, model, ffns, kept, data)
-        cut = slice_ffns(model, kept)
-        if outputs is not None:
-            set_output_weights(model, cut, outputs)
+        write = fit_recovery(recover, self, model, ffns, kept, lambda: second_moments(model, data or (), ffns))
+        write(model, slice_ffns(model, kept))
         source, commit = _repository(model.name_or_path), getattr(model.config, "_commit_hash", None)
         known = source in (None, self.config.base_model)  # another repository's commit would say nothing
         model.config.pruning_config = {
@@ -238,21 +254,6 @@ class LOPPruner(PreTrainedModel):
             "hf_lop_version": hf_lop.__version__,
         }
         return model
-
-    def _recovered(
-        self,
-        recover: str | None,
-        model: PreTrainedModel,
-        ffns: Sequence[FFN],
-        kept: Sequence[torch.Tensor],
-        data: Batches | None,
-    ) -> list[torch.Tensor] | None:
-        """Return the recovered output projections, or None without recovery; the model is only read."""
-        if recover == "fold":
-            return recover_fold(model, ffns, kept, self.statistics())
-        if recover == "lstsq" and data is not None:
-            return recover_lstsq(model, ffns, kept, second_moments(model, data, ffns))
-        return None
 
     # -- Making --------------------------------------------------------------------------------------------------------
 
@@ -275,6 +276,7 @@ class LOPPruner(PreTrainedModel):
         targets: Sequence[float] | None = None,
         evaluations: int = 200,
         predictor: str = "transformer",
+        sketch_rows: int = SKETCH_ROWS,
         seed: int = 0,
         journal: str | Path | None = None,
         base_model: str | None = None,
@@ -312,6 +314,9 @@ class LOPPruner(PreTrainedModel):
                 paper's step), for additive plans 0 to 0.9 in steps of 0.0125.
             evaluations (`int`): candidates that a search evaluates per target.
             predictor (`str`): "transformer", "bilstm" or "mlp".
+            sketch_rows (`int`): directions per layer in the sketch of the activations, which lets `prune` recover without
+                data; even, half a byte per neuron each. 0 for none; nor is one kept, with a warning, where calibration has fewer
+                tokens than a layer has neurons.
             seed (`int`): of the draw of samples, the search, the predictor's initial weights and its training order.
             journal (`str` or `Path`, *optional*): folder that keeps probes and evaluations; the same call with the same
                 folder resumes after a kill, to the same result.
@@ -328,6 +333,7 @@ class LOPPruner(PreTrainedModel):
             ProcessError: if another process failed or is gone.
         """
         check_predictor(predictor)
+        check_rows(sketch_rows)
         if targets is None:
             targets = target_grid(0.0, 0.9, 0.0125) if search == "additive" else target_grid()
         check_arguments(search, criterion, reward, targets, evaluations)
@@ -359,6 +365,7 @@ class LOPPruner(PreTrainedModel):
             evaluations=evaluations,
             seed=seed,
             journal=journal,
+            sketch_rows=sketch_rows,
         )
         config = LOPConfig(
             base_model=base_model or _repository(model.name_or_path),
@@ -371,11 +378,15 @@ class LOPPruner(PreTrainedModel):
             predictor=predictor,
             search_table=learned.table,
             probes=learned.probes,
+            sketch_rows=2 * learned.sketches[0].codes.shape[1] if learned.sketches else 0,
         )
         pruner = cls(config)
         pruner.neuron_order.copy_(torch.cat(learned.order).to(torch.uint16))
         for name in Statistics.__slots__:
             getattr(pruner, name).copy_(torch.cat([getattr(layer, name) for layer in learned.statistics]))
+        if learned.sketches:
+            pruner.sketch.copy_(torch.cat([sketch.codes.flatten() for sketch in learned.sketches]))
+            pruner.sketch_scale.copy_(torch.cat([sketch.scale for sketch in learned.sketches]))
         start = time.perf_counter()
         pruner.train_predictor(predictor, seed=seed, progress=True)
         learned.provenance["seconds"]["predictor"] = round(time.perf_counter() - start, 3)
@@ -483,18 +494,6 @@ class LOPPruner(PreTrainedModel):
             raise CheckpointMismatchError(f"{name}: a weight file is damaged ({error}). Download it again.") from error
         check_loaded(str(name), loaded[1])
         return loaded if wants_info else loaded[0]
-
-
-def _check_recovery(recover: str | None, data: Batches | None) -> None:
-    """Refuse an unknown recovery, or one without the data it needs, before any work."""
-    if recover not in (None, "lstsq", "fold"):
-        raise InvalidInputError(f'recover is {recover!r}; choose "lstsq", "fold" or None.')
-    if recover == "lstsq" and data is None:
-        raise InvalidInputError(
-            'recover="lstsq" needs data, batches of model inputs. Pass data=..., or use recover="fold".'
-        )
-    if recover == "fold" and data is not None:
-        raise InvalidInputError('recover="fold" reads no data, but data was given. Leave one of the two out.')
 
 
 def _repository(name: str | None) -> str | None:

@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 
 from hf_lop import LOPPruner, __version__, demo
 from hf_lop.cli import app, main
+from hf_lop.recoveries import RECOVERIES
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +209,20 @@ class TestMistakes:
             monkeypatch, capsys, "train-predictor", folders / "pruner", "--predictor", "gru", "--out", out
         )
         assert not out.exists()
+
+
+def test_prune_recovers_by_default_and_says_so(tmp_path):
+    expected = {"auto": "sketch", "none": None, "bias": "bias", "fold": "fold"}
+    for recover, recovery in expected.items():
+        command = ["prune", demo.MODEL_DIR, "--pruner", demo.PRUNER_DIR, "--ratio", 0.5, "--out", tmp_path / recover]
+        command += ["--recover", recover] if recover != "auto" else []
+        result = CliRunner().invoke(app, [*map(str, command), "--json"], catch_exceptions=False)
+        assert json.loads(result.stdout)["pruning_config"]["recovery"] == recovery
+        assert f"Recovery: {RECOVERIES[recovery] if recovery else 'none'}." in result.stderr
+
+
+def test_a_recovery_that_cannot_be_done_is_refused(monkeypatch, capsys, folders, tmp_path):
+    command = ["prune", folders / "dense", "--pruner", folders / "pruner", "--ratio", 0.5, "--out", tmp_path / "out"]
+    for recover, words in (("lstsq", "needs data"), ("sketch", "no sketch"), ("lora", "choose")):
+        assert words in fails(monkeypatch, capsys, *command, "--recover", recover)
+    assert not (tmp_path / "out").exists()

@@ -35,7 +35,7 @@ def searched(built):
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("mcts", "cmaes")])
 def test_every_method_meets_the_budget_and_says_what_it_is(pruner, llama, method):
-    pruned = pruner.prune(llama, 0.5, method=method)
+    pruned = pruner.prune(llama, 0.5, method=method, recover=None)
     widths = pruned.config.intermediate_size
     assert sum(widths) == 96
     facts = pruned.config.pruning_config
@@ -54,7 +54,7 @@ def test_baselines_equal_the_masked_model_by_the_book(pruner, built, llama, batc
     kept = [o[: round(48 * (1 - r))] for o, r in zip(neuron_order(scores), ratios, strict=True)]
     with mask_neurons(model, ffns, kept):
         expected = logits(model, batches[0])
-    pruned = pruner.prune(llama, 0.5, method=method)
+    pruned = pruner.prune(llama, 0.5, method=method, recover=None)
     torch.testing.assert_close(logits(pruned, batches[0]), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -138,7 +138,7 @@ def test_cold_seconds_add_up_what_a_method_needs(searched, pruner):
 def test_least_squares_brings_the_outputs_back(pruner, built):
     held_out = text_batches(2, seed=9)
     distance = {}
-    for name, options in (("none", {}), ("lstsq", {"data": text_batches(40, seed=5)})):
+    for name, options in (("none", {"recover": None}), ("lstsq", {"data": text_batches(40, seed=5)})):
         pruned = pruner.prune(copy.deepcopy(built["gated"]), 0.3, method="uniform", **options)
         assert pruned.config.pruning_config["recovery"] == (None if name == "none" else "lstsq")
         differences = [logits(pruned, batch) - logits(built["gated"], batch) for batch in held_out]
@@ -148,7 +148,7 @@ def test_least_squares_brings_the_outputs_back(pruner, built):
 
 def test_fold_needs_no_data_and_keeps_the_architecture(pruner, llama, built):
     pruned = pruner.prune(llama, 0.5, recover="fold")
-    plain = pruner.prune(copy.deepcopy(built["gated"]), 0.5)
+    plain = pruner.prune(copy.deepcopy(built["gated"]), 0.5, recover=None)
     assert pruned.config.intermediate_size == plain.config.intermediate_size
     assert set(pruned.state_dict()) == set(plain.state_dict())
     down = pruned.model.layers[3].mlp.down_proj.weight
@@ -159,7 +159,8 @@ def test_fold_needs_no_data_and_keeps_the_architecture(pruner, llama, built):
     ("options", "words"),
     [
         ({"method": "taylor"}, "choose one of lop"),
-        ({"recover": "lora"}, 'choose "lstsq"'),
+        ({"recover": "lora"}, 'choose "auto"'),
+        ({"recover": None, "data": []}, "reads no data"),
         ({"recover": "lstsq"}, "needs data"),
         ({"data": []}, "batch"),
         ({"recover": "fold", "data": []}, "reads no data"),

@@ -5,9 +5,15 @@
     python examples/benchmarks/recovery.py book/usr/share/doc/debian-handbook/html/en-US \
         > examples/benchmarks/results/recovery.json
 
+    python examples/benchmarks/recovery.py FOLDER --sequential --ratios 0.5 0.7 --seeds 2 \
+        > examples/benchmarks/results/recovery_sequential.json
+
 SmolLM2-135M-Instruct (4-bit weights expanded to bfloat16), English prose in blocks of 128 tokens. Every seed draws other
 blocks for calibration (96 or 16) and report (48). "toward zero" is the textbook ridge W G_{:,K} (G_KK + lambda I)^-1 with
-lambda = 1e-2 of the mean diagonal of G; "least squares" is `recover_lstsq` at several dampings.
+lambda = 1e-2 of the mean diagonal of G; "least squares" is `recover_lstsq` at several dampings. With --sequential, layers are
+fitted one after the other on what the already cut layers before them give, to one of three targets: what the dense FFN
+makes of the same input ("own"), what it makes of the dense model's input ("dense FFN"), or the rest to the dense layer's
+output ("dense layer").
 """
 
 import argparse
@@ -19,6 +25,7 @@ import json
 import platform
 import re
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +36,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_lop.ffn.discovery import prunable_ffns
 from hf_lop.ffn.importance import neuron_importance, neuron_order, output_weight
 from hf_lop.ffn.moments import second_moments
-from hf_lop.ffn.recovery import recover_fold, recover_lstsq, set_output_weights
+from hf_lop.ffn.recovery import DAMPING, recover_fold, recover_lstsq, set_output_weights
 from hf_lop.ffn.slicing import slice_ffns
 from hf_lop.ffn.statistics import collect_statistics
 
@@ -83,8 +90,60 @@ def toward_zero(weight: torch.Tensor, gram: torch.Tensor, kept: torch.Tensor) ->
     return torch.linalg.solve(inner, cross.T, left=True).T.to(weight.dtype)
 
 
-def run(model: Any, blocks: torch.Tensor, seed: int, ratios: list[float]) -> dict[str, Any]:
-    """Measure everything for one seed."""
+@torch.inference_mode()
+def sequential(
+    model: Any, kept: list[torch.Tensor], blocks: torch.Tensor, target: str, damping: float
+) -> list[torch.Tensor]:
+    """Fit the output projections of a Llama one after the other; `W'_K` `[d, k]` of every layer."""
+    pruned = copy.deepcopy(model)
+    cut = slice_ffns(pruned, kept)
+    weights = []
+    streams = [[model.model.embed_tokens(part) for part in blocks.split(16)] for _ in range(2)]
+    places = torch.arange(blocks.shape[1])[None]
+    rotary = model.model.rotary_emb(streams[0][0], places)
+    for index, ffn in enumerate(cut):
+        seen: dict[str, torch.Tensor] = {}
+        dense_layer, layer = model.model.layers[index], pruned.model.layers[index]
+
+        def note(name: str, seen: dict[str, torch.Tensor] = seen) -> Any:
+            return lambda _m, args, output: seen.update(
+                {name: args[0].flatten(0, 1), name + " out": output.flatten(0, 1)}
+            )
+
+        handles = [
+            dense_layer.mlp.register_forward_hook(note("dense")),
+            layer.mlp.register_forward_hook(note("pruned")),
+            layer.mlp.down_proj.register_forward_hook(note("x")),
+        ]
+        place = output_weight(pruned, ffn)
+        gram = torch.zeros(ffn.width, ffn.width)
+        cross = torch.zeros(len(place), ffn.width)
+        for batch, (full, part) in enumerate(zip(*streams, strict=True)):
+            streams[0][batch] = full = dense_layer(full, position_embeddings=rotary)
+            now = layer(part, position_embeddings=rotary)
+            x = seen["x"].float()
+            if target == "own":
+                wanted = dense_layer.mlp(seen["pruned"]).float()
+            elif target == "dense FFN":
+                wanted = seen["dense out"].float()
+            else:
+                wanted = (full.flatten(0, 1) - (now.flatten(0, 1) - seen["pruned out"])).float()
+            gram.addmm_(x.T, x)
+            cross.addmm_(wanted.T, x)
+        inner = gram.double()
+        inner.diagonal().add_(damping * gram.diagonal().double().clamp_min(1e-9 * float(gram.diagonal().mean())))
+        missing = cross.double() - place.double() @ gram.double()
+        change = torch.cholesky_solve(missing.T, torch.linalg.cholesky(inner)).T
+        weights.append((place.double() + change).to(place.dtype))
+        set_output_weights(pruned, [ffn], weights[-1:])
+        for handle in handles:
+            handle.remove()
+        streams[1] = [layer(part, position_embeddings=rotary) for part in streams[1]]
+    return weights
+
+
+def run(model: Any, blocks: torch.Tensor, seed: int, ratios: list[float], in_turn: bool) -> dict[str, Any]:
+    """Measure everything for one seed, or only the sequential variants against the parallel one."""
     blocks = blocks[torch.randperm(len(blocks), generator=torch.Generator().manual_seed(seed))]
     calibration, report = blocks[:96], blocks[96:144]
     ffns = prunable_ffns(model)
@@ -93,7 +152,8 @@ def run(model: Any, blocks: torch.Tensor, seed: int, ratios: list[float]) -> dic
     start = time.thread_time()
     moments = {96: list(second_moments(model, batches(calibration), ffns))}
     collecting = time.thread_time() - start
-    moments[16] = list(second_moments(model, batches(calibration[:16]), ffns))
+    if not in_turn:
+        moments[16] = list(second_moments(model, batches(calibration[:16]), ffns))
     result: dict[str, Any] = {"dense": loss(model, report), "seconds": {"moments, 96 blocks": collecting}}
     for ratio in ratios:
         kept = [indices[: round(len(indices) * (1 - ratio))] for indices in order]
@@ -105,6 +165,13 @@ def run(model: Any, blocks: torch.Tensor, seed: int, ratios: list[float]) -> dic
                 set_output_weights(pruned, ffns, weights)
             return loss(pruned, report)
 
+        if in_turn:
+            losses = {"none": score(None), "parallel": score(recover_lstsq(model, ffns, kept, moments[96]))}
+            for target in ("own", "dense FFN", "dense layer"):
+                losses[f"sequential, {target}"] = score(sequential(model, kept, calibration, target, DAMPING))
+                print(f"{seed} {ratio:.0%} {target}: {losses}", file=sys.stderr)
+            result[f"{ratio:.0%}"] = losses
+            continue
         losses = {"none": score(None), "fold": score(recover_fold(model, ffns, kept, measured))}
         for count, grams in moments.items():
             for damping in DAMPINGS:
@@ -125,11 +192,12 @@ def main() -> None:
     parser.add_argument("folder", help="a folder of .html files with English prose")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.3, 0.5])
+    parser.add_argument("--sequential", action="store_true", help="fit the layers in turn")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model, tokenizer = load()
     blocks = read_blocks(arguments.folder, tokenizer)
-    runs = [run(model, blocks, seed, arguments.ratios) for seed in range(arguments.seeds)]
+    runs = [run(model, blocks, seed, arguments.ratios, arguments.sequential) for seed in range(arguments.seeds)]
     table = {}
     for ratio in (f"{ratio:.0%}" for ratio in arguments.ratios):
         above = {name: [entry[ratio][name] - entry["dense"] for entry in runs] for name in runs[0][ratio]}

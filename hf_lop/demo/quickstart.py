@@ -45,6 +45,7 @@ class Report:
 
     Attributes:
         plan (`Plan`): widths per layer.
+        recovery (`str`, *optional*): how the kept neurons took over the removed ones' work.
         folder (`Path`): the pruned checkpoint.
         plot (`Path`): the plan as a picture.
         max_difference (`float`): largest logit difference between the pruned model and its reload without hf_lop.
@@ -56,6 +57,7 @@ class Report:
     """
 
     plan: Plan
+    recovery: str | None
     folder: Path
     plot: Path
     max_difference: float
@@ -86,7 +88,8 @@ class Report:
         table = "\n".join(f"  {name:<22}{first:>14}{second:>14}" for name, first, second in rows)
         return (
             f"{self.plan}\n\n{table}\n\n"
-            f"  {self.questions} held-out questions; planned in {self.plan_milliseconds:.1f} ms\n"
+            f"  {self.questions} held-out questions; planned in {self.plan_milliseconds:.1f} ms; "
+            f"recovery: {self.recovery or 'none'}\n"
             f"  reloaded without hf_lop (trust_remote_code=True): largest logit difference {self.max_difference}\n"
             f"  checkpoint: {self.folder}\n  plot: {self.plot}"
         )
@@ -147,6 +150,7 @@ def run(ratio: float, out: Path, questions: int = 600) -> Report:
     files = [path / "model.safetensors" for path in (demo.MODEL_DIR, folder)]
     return Report(
         plan=plan,
+        recovery=pruned.config.pruning_config["recovery"],
         folder=folder,
         plot=plot,
         max_difference=difference,

@@ -6,7 +6,7 @@ for a gated FFN: act(gate) * up), n neurons of a layer.
 
 import contextlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -148,6 +148,8 @@ def collect_statistics(
     batches: Iterable[Mapping[str, Any]],
     ffns: list[FFN] | None = None,
     processes: Processes | None = None,
+    *,
+    also: Callable[[int, torch.Tensor, torch.Tensor | None], None] = lambda *_: None,
 ) -> list[Statistics]:
     """Collect the statistics of every neuron in one pass over calibration batches.
 
@@ -158,6 +160,9 @@ def collect_statistics(
         ffns (`list[FFN]`, *optional*): the FFNs to watch, all by default.
         processes (`Processes`, *optional*): all of them call this with the same batches; each runs every n-th, and tells
             the others its sums (40 bytes per neuron and batch), which all add up in the order of the batches.
+        also (`Callable`, *optional*): called with the layer, its activations `[B, T, n]` and the mask `[B, T] bool` of its
+            real tokens (None where nothing is padded), for what else is to be learnt in the same pass; in each process
+            for its own batches.
 
     Returns:
         `list[Statistics]`: one per layer.
@@ -174,7 +179,9 @@ def collect_statistics(
     def watch(layer: int) -> Any:
         def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             x = args[0].reshape(batch_size(current), -1, args[0].shape[-1])
-            sums.append((layer, _Sums.of(x, token_mask(current, x.shape[1]))))
+            mask = token_mask(current, x.shape[1])
+            sums.append((layer, _Sums.of(x, mask)))
+            also(layer, x, mask)
 
         return hook
 

@@ -212,7 +212,8 @@ def _legend(figure: "Figure", handles: Sequence[object], labels: Sequence[str]) 
 
 
 def _name(recover: str | None) -> str:
-    return {None: "no recovery", "lstsq": "least squares", "fold": "folded means"}.get(recover, str(recover))
+    names = {None: "no recovery", "lstsq": "least squares", "sketch": "least squares, sketch", "fold": "folded means"}
+    return names.get(recover, str(recover))
 
 
 def _count(value: float, digits: int = 0) -> str:

@@ -1,0 +1,107 @@
+"""The recoveries a pruner offers: which one to use, and what it makes of a plan."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from hf_lop.errors import InvalidInputError
+from hf_lop.ffn.recovery import (
+    add_to_output_biases,
+    recover_fold,
+    recover_lstsq,
+    recover_sketch,
+    removed_means,
+    set_output_weights,
+)
+from hf_lop.modeling_lop import FFN
+
+if TYPE_CHECKING:
+    from hf_lop.pruner import LOPPruner
+
+RECOVERIES = {
+    "lstsq": "output projections fitted by least squares on calibration data",
+    "sketch": "output projections fitted by least squares on the pruner's sketch of the activations",
+    "fold": "the mean output of the removed neurons folded into the kept ones",
+    "bias": "the mean output of the removed neurons as a bias of the output projections (FLAP)",
+}
+
+
+def choose_recovery(recover: str | None, *, data: bool, sketch: bool) -> str | None:
+    """Decide how to recover, before any work.
+
+    | `recover` | data given | a sketch, no data | neither |
+    |---|---|---|---|
+    | "auto" | lstsq | sketch | none |
+    | "lstsq" | lstsq | error | error |
+    | "sketch" | error | sketch | error |
+    | "fold", "bias", None | error | as asked for | as asked for |
+
+    Args:
+        recover (`str`, *optional*): "auto", one of `RECOVERIES`, or None.
+        data (`bool`): whether the caller gives data.
+        sketch (`bool`): whether the pruner has a sketch.
+
+    Returns:
+        `str`: one of `RECOVERIES`, or None.
+
+    Raises:
+        InvalidInputError: if the recovery is unknown, or needs what is not there, or data would be left unread.
+    """
+    if recover == "auto":
+        return "lstsq" if data else "sketch" if sketch else None
+    if recover is not None and recover not in RECOVERIES:
+        raise InvalidInputError(f'recover is {recover!r}; choose "auto", {", ".join(RECOVERIES)} or None.')
+    if recover == "lstsq" and not data:
+        raise InvalidInputError(
+            'recover="lstsq" needs data, batches of model inputs. Pass data=..., or use recover="sketch".'
+        )
+    if recover != "lstsq" and data:
+        raise InvalidInputError(f"recover={recover!r} reads no data, but data was given. Leave one of the two out.")
+    if recover == "sketch" and not sketch:
+        raise InvalidInputError(
+            "This pruner has no sketch of the activations. Fit it anew with sketch_rows above 0, or pass data=... for "
+            "least squares on data."
+        )
+    return recover
+
+
+def fit_recovery(
+    name: str | None,
+    pruner: "LOPPruner",
+    model: nn.Module,
+    ffns: Sequence[FFN],
+    kept: Sequence[torch.Tensor],
+    moments: Callable[[], Iterable[torch.Tensor]],
+) -> Callable[[nn.Module, Sequence[FFN]], None]:
+    """Compute a recovery from the dense model, which is only read.
+
+    Args:
+        name (`str`, *optional*): one of `RECOVERIES`, or None for none.
+        pruner (`LOPPruner`): its statistics and sketch are used.
+        model (`nn.Module`): the dense model.
+        ffns (`Sequence[FFN]`): its L FFNs.
+        kept (`Sequence[torch.Tensor]`): the neurons to keep, one `[k] int64` per layer.
+        moments (`Callable`): gives the second moments `[n, n]` of every layer; only called for "lstsq".
+
+    Returns:
+        `Callable`: writes the result into the cut model, given that and its FFNs.
+
+    Raises:
+        InvalidInputError: if something does not fit the model.
+        UnsupportedModelError: if a bias cannot be added.
+    """
+    if name is None:
+        return lambda _model, _ffns: None
+    if name == "bias":
+        return partial(add_to_output_biases, biases=removed_means(model, ffns, kept, pruner.statistics()))
+    if name == "lstsq":
+        weights = recover_lstsq(model, ffns, kept, moments())
+    elif name == "sketch":
+        squares = [measured.square for measured in pruner.statistics()]
+        weights = recover_sketch(model, ffns, kept, pruner.directions(), squares)
+    else:
+        weights = recover_fold(model, ffns, kept, pruner.statistics())
+    return partial(set_output_weights, weights=weights)
