@@ -18,7 +18,6 @@ streaming data (arXiv 1706.05736).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
@@ -114,10 +113,13 @@ class Sketcher:
         if processes.count == 1:
             return
         for layer in range(len(self._sums)):
-            own = self._sums[layer].cpu(), self.samples[layer], self.tokens[layer]
-            found = processes.gather(partial(tuple, own))
-            self._sums[layer] = torch.stack([total for total, _, _ in found]).sum(0)
-            self.samples[layer], self.tokens[layer] = (sum(entry[part] for entry in found) for part in (1, 2))
+
+            def own(layer: int = layer) -> tuple[torch.Tensor, int, int]:
+                return self._sums[layer].cpu(), self.samples[layer], self.tokens[layer]
+
+            totals, samples, tokens = zip(*processes.gather(own), strict=True)
+            self._sums[layer] = torch.stack(totals).sum(0)
+            self.samples[layer], self.tokens[layer] = sum(samples), sum(tokens)
 
     def result(self, statistics: Sequence[Statistics]) -> list[torch.Tensor]:
         """Return the directions of every layer, `[r, n] float32` on the CPU; those beyond n are zero.
