@@ -411,11 +411,25 @@ class TestResults:
             app, ["evaluate", str(demo.MODEL_DIR), *common, "--out", dense], catch_exceptions=False
         )
         assert "| model | 0.00 | 0.00 | 62.50 | 62.50 | 0.00 | 41.67 |" in first.stdout
-        options = ["evaluate", str(pruned), *common, "--dense", dense, "--json"]
+        options = ["evaluate", str(pruned), *common, "--dense", dense]
+        second = CliRunner().invoke(app, options, catch_exceptions=False).stdout
+        assert "| dense | 0.00 | 0.00 | 62.50 | 62.50 | 0.00 | 41.67 |" in second
+        assert "| demo-lop50, 50% of the neurons removed | " in second
+        options.append("--json")
         plain = json.loads(CliRunner().invoke(app, options, catch_exceptions=False).stdout)
         assert plain["paper"]["average"] == pytest.approx((plain["paper"]["mmbench"] + plain["paper"]["mmmu"]) / 3)
         assert plain["paper"]["drop"]["average"] == pytest.approx(1 - plain["paper"]["average"] / (125 / 3))
         assert "pope" not in plain["paper"]["drop"]  # the dense model has 0 there
+
+    def test_the_dense_card_gets_no_results_of_a_pruned_model(self):
+        options = ["evaluate", "org/demo", "--tasks", "pope", "--pruner", "org/lop", "--ratio", "0.3"]
+        result = CliRunner().invoke(app, [*options, "--push-results", "org/demo"])
+        assert isinstance(result.exception, InvalidInputError)
+        assert "org/demo is the dense one" in str(result.exception)
+        result = CliRunner().invoke(app, [*options, "--eval-results", "acc"])
+        assert "write METRIC=DATASET:TASK" in str(result.exception)
+        result = CliRunner().invoke(app, [*options, "--eval-results", "acc=a/b:c"])
+        assert "Add --push-results" in str(result.exception)
 
     def test_too_few_questions_for_a_column(self, tasks):
         results = evaluate(demo.MODEL_DIR, "lop-paper", **on(tasks, limit=2))

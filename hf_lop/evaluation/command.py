@@ -45,6 +45,10 @@ def evaluate(
     benchmarks = _benchmarks(eval_results or [])
     if benchmarks and push_results is None:
         raise InvalidInputError("--eval-results says what to push, but not where to. Add --push-results REPO.")
+    if pruner is not None and push_results == model:
+        raise InvalidInputError(
+            f"The results are of a pruned model, and {model} is the dense one. Push them to its own."
+        )
     from hf_lop.evaluation.results import Results
     from hf_lop.evaluation.run import evaluate as run
 
@@ -120,5 +124,6 @@ def _text(results: "Results", dense: "Results | None") -> str:
     if has_all(results):
         reference = PaperScores.of(dense) if dense is not None and has_all(dense) else None
         rows = {} if reference is None else {"dense": reference}
-        text += "\n\n" + paper_table({**rows, results.model: PaperScores.of(results)}, reference)
+        cut = f", {results.pruning['ratio']:.0%} of the neurons removed" if results.pruning else ""
+        text += "\n\n" + paper_table({**rows, results.model + cut: PaperScores.of(results)}, reference)
     return text
