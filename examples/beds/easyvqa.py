@@ -68,8 +68,8 @@ def load_model() -> tuple[Any, Any]:
     """
     from safetensors.torch import load_file
 
-    processor = load_processor()
-    model = build_model(smollm.load_model(), processor.tokenizer).bfloat16().eval()
+    language_model, processor = smollm.load_model(), load_processor()
+    model = build_model(language_model, processor.tokenizer).bfloat16().eval()
     weights = load_file(WEIGHTS)
     found = model.load_state_dict(weights, strict=False)
     wanted = {name for name in model.state_dict() if name.startswith(TRAINED)}

@@ -26,10 +26,11 @@ from easyvqa import COLOURS, SHAPES, Question, pixels, read_pictures, read_quest
 from torch import Tensor, nn
 from torch.nn import functional
 
-LOOK = {"steps": 2400, "pictures": 128, "tower": 1e-3, "projector": 1e-3}
-ANSWER = {"steps": 700, "pictures": 8, "questions": 8, "tower": 3e-4, "projector": 1e-3}
+# The learning rate falls by a cosine over `horizon` steps, times a line to zero over the last `cool` ones.
+LOOK = {"steps": 2400, "horizon": 2400, "cool": 1, "pictures": 128, "tower": 1e-3, "projector": 1e-3}
+ANSWER = {"steps": 300, "horizon": 700, "cool": 50, "pictures": 8, "questions": 8, "tower": 3e-4, "projector": 1e-3}
 SHIFT = 6  # pixels that a picture is moved at most
-SAVE_EVERY, TEST_EVERY = 50, 350
+SAVE_EVERY, TEST_EVERY = 50, 300
 TESTED = 100  # pictures
 
 
@@ -91,7 +92,8 @@ class Lesson:
         running = 0.0
         while self.done < steps:
             warm = min(1, (self.done + 1) / 50)
-            share = warm * (0.02 + 0.98 * (1 + math.cos(math.pi * self.done / steps)) / 2)
+            share = warm * (0.02 + 0.98 * (1 + math.cos(math.pi * self.done / self.plan["horizon"])) / 2)
+            share *= min(1, (steps - self.done) / self.plan["cool"])
             for group, rate in zip(self.optimiser.param_groups, self.rates, strict=False):
                 group["lr"] = rate * share
             loss = loss_of(torch.Generator().manual_seed(self.seed * 1_000_003 + self.done))
