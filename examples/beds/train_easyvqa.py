@@ -22,7 +22,7 @@ from typing import Any
 import easyvqa
 import smollm
 import torch
-from easyvqa import COLOURS, SHAPES, Question, pixels, read_pictures, read_questions
+from easyvqa_data import COLOURS, SHAPES, Question, load_groups, pixels, read_pictures, read_questions
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -187,7 +187,7 @@ def answer(model: Any, processor: Any, kept: Path, seed: int) -> None:
 
     @torch.inference_mode()
     def test() -> dict[str, float]:
-        groups = easyvqa.load_groups("report", TESTED)
+        groups = load_groups("report", TESTED)
         logits = []
         for start in range(0, TESTED, 10):
             inputs = easyvqa.packed(processor, groups[start : start + 10])

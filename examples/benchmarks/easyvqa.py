@@ -44,14 +44,15 @@ from hf_lop.rewards import Reward
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "beds"))
 import easyvqa
 import smollm
+from easyvqa_data import KINDS, fingerprint, load_groups, load_questions
 
 TARGETS = (0.2, 0.3, 0.5, 0.7)
 TABLE = (0.1, 0.25, 0.4, 0.6, 0.75)
 CRITERIA = ("l2", "wifn", "wifv", "ifv")
 CHOOSING = (0.2, 0.3)
 QUESTIONS = {"calibration": 300, "recovery": 600}  # the first ones of the recovery are those of the calibration
-PICTURES = {"search": 12, "report": 50}
-PROSE = 6  # blocks
+PICTURES = {"search": 10, "report": 40}
+PROSE = 4  # blocks
 EVALUATIONS = {"table": 8, "direct": 8}  # per target
 LABELS = {
     "magnitude": "Magnitude",
@@ -65,7 +66,6 @@ LABELS = {
 }
 ENGINES = {"mcts": MCTS, "cmaes": CMAES}
 RECOVERIES = (None, "lstsq")
-KINDS = (*easyvqa.KINDS, "all")
 
 
 class Clock:
@@ -88,8 +88,8 @@ class Run:
         self.model, self.processor = easyvqa.load_model()
         self.ffns = prunable_ffns(self.model)
         self.size = measure_size(self.model, self.ffns)
-        questions = easyvqa.load_questions("calibration", QUESTIONS["recovery"], seed=seed)
-        groups = {split: easyvqa.load_groups(split, count, seed=seed) for split, count in PICTURES.items()}
+        questions = load_questions("calibration", QUESTIONS["recovery"], seed=seed)
+        groups = {split: load_groups(split, count, seed=seed) for split, count in PICTURES.items()}
         self.questions = {"recovery": questions} | {s: list(chain.from_iterable(g)) for s, g in groups.items()}
         self.batches = {
             "recovery": list(easyvqa.batches(self.processor, questions)),
@@ -100,7 +100,7 @@ class Run:
             },
         }
         self.blocks = smollm.load_blocks("report", PROSE, tokenizer=self.processor.tokenizer, data=data)
-        prints = {name: easyvqa.fingerprint(asked) for name, asked in self.questions.items()}
+        prints = {name: fingerprint(asked) for name, asked in self.questions.items()}
         if self.kept("data", lambda: prints) != prints:
             raise SystemExit(f"{folder} was measured on other questions. Choose another --work folder.")
 
@@ -206,7 +206,7 @@ class Run:
     @cached_property
     def recorded(self) -> tuple[Any, Any]:
         """Report pictures and prose at the decoder's door."""
-        prose = record_batches(self.model, [{"input_ids": part} for part in self.blocks.split(3)])
+        prose = record_batches(self.model, [{"input_ids": part} for part in self.blocks.split(4)])
         return record_batches(self.model, self.batches["report"]), [e.select(e.target >= 0) for e in prose]
 
     def judge(self, model: Any) -> dict[str, float]:
@@ -256,7 +256,7 @@ def measure(run: Run) -> dict[str, Any]:
     return {
         "seed": run.seed,
         "sha256": run.kept("data", dict),
-        "questions": {kind: sum(q.kind == kind for q in run.questions["report"]) for kind in easyvqa.KINDS},
+        "questions": {kind: sum(q.kind == kind for q in run.questions["report"]) for kind in KINDS},
         "dense": dense,
         "criterion": run.criterion(),
         "rows": rows,
@@ -298,7 +298,7 @@ def markdown(runs: Sequence[dict[str, Any]], command: str) -> str:
         return cell([run["dense"][what] for run in runs])
 
     def kinds(method: str, target: float, recovery: str | None) -> str:
-        return " ".join(f"{np.mean(of(kind, method, target, recovery)):.2f}".lstrip("0") for kind in easyvqa.KINDS)
+        return " ".join(f"{np.mean(of(kind, method, target, recovery)):.2f}".lstrip("0") for kind in KINDS)
 
     def share(method: str, target: float, recovery: str | None) -> str:
         own = of("all", method, target, recovery)
@@ -308,7 +308,7 @@ def markdown(runs: Sequence[dict[str, Any]], command: str) -> str:
         return lambda *key: cell(of(what, *key))
 
     chosen = ", ".join(sorted({run["criterion"]["chosen"] for run in runs}))
-    asked = {kind: sum(run["questions"][kind] for run in runs) for kind in easyvqa.KINDS}
+    asked = {kind: sum(run["questions"][kind] for run in runs) for kind in KINDS}
     parameters = ", ".join(f"{t:.0%}: {np.mean(of('parameters', 'uniform', t, None)):.1%}" for t in TARGETS)
     times = ["| | cold | warm |", "|---|---:|---:|"]
     for method, label in LABELS.items():
@@ -334,7 +334,7 @@ def markdown(runs: Sequence[dict[str, Any]], command: str) -> str:
         *table(share, None),
         "Accuracy on colour, shape and yes/no:",
         "",
-        *table(kinds, " ".join(f"{np.mean([r['dense'][k] for r in runs]):.2f}".lstrip("0") for k in easyvqa.KINDS)),
+        *table(kinds, " ".join(f"{np.mean([r['dense'][k] for r in runs]):.2f}".lstrip("0") for k in KINDS)),
         "Mean log-probability of the right one of the 13 answers, in nats:",
         "",
         *table(plain("log-prob"), dense("log-prob")),
