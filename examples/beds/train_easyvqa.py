@@ -1,4 +1,4 @@
-"""Train the tower and projector of `easyvqa.py`, from nothing: about an hour on one CPU thread with bfloat16 units.
+"""Train the tower and projector of `easyvqa.py`, from nothing: some 20 minutes of one CPU thread with bfloat16 units.
 
     MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 python examples/beds/train_easyvqa.py
 
