@@ -3,7 +3,8 @@
     python examples/evaluate_demo.py > examples/benchmarks/results/evaluate_demo.md
 
 Each model is loaded by its id, cut by the demo's pruner while it is loaded, and asked the questions of the report split as
-lmms-eval's task `lop_demo`; nothing is recovered or trained. The same for one ratio, on the command line:
+lmms-eval's task `lop_demo`. The pruner's sketch recovers what it can; nothing is trained. The same for one ratio, on the
+command line:
 
     hf-lop evaluate org/demo --pruner org/lop-demo --ratio 0.3 --tasks lop_demo --include-path tasks
 """

@@ -65,12 +65,12 @@ def test_table_is_what_the_predictor_learned_from(pruner, llama):
 
 
 def test_additive_is_exact_at_any_target_and_survives_a_file(pruner, llama, tmp_path):
-    damage = np.array(pruner.config.probes["damage"])
-    assert damage.shape == (4, len(PROBE_RATIOS)) == (4, len(pruner.config.probes["ratios"]))
+    damage, around = (np.array(pruner.config.probes[name]) for name in ("damage", "around"))
+    assert damage.shape == around.shape == (4, len(PROBE_RATIOS)) == (4, len(pruner.config.probes["ratios"]))
     pruner.save_pretrained(tmp_path)
     loaded = LOPPruner.from_pretrained(tmp_path)
     for target in (0.0, 0.217, 0.5, 0.93):
-        expected = additive_plans(damage, PROBE_RATIOS, [48] * 4, [min(target, 0.925)])[0]
+        expected = additive_plans(damage, PROBE_RATIOS, [48] * 4, [min(target, 0.925)], around=around, context=0.5)[0]
         ratios, _ = choose("additive", loaded, llama, find_ffns(llama))
         np.testing.assert_array_equal(ratios(target), expected)
         model = loaded.prune(copy.deepcopy(llama), target, method="additive")
@@ -125,13 +125,15 @@ def test_another_table_is_no_search_s(searched):
 def test_cold_seconds_add_up_what_a_method_needs(searched, pruner):
     spent = searched.config.calibration["seconds"]
     assert set(spent) == {"calibration", "probes", "mcts", "predictor"}
-    assert all(0 < value < 60 for value in spent.values())
+    assert all(value > 0 for value in spent.values())
     assert cold_seconds("lop", searched.config) == pytest.approx(sum(spent.values()))
     assert cold_seconds("mcts", searched.config) == pytest.approx(sum(spent.values()) - spent["predictor"])
     assert cold_seconds("additive", searched.config) == pytest.approx(spent["calibration"] + spent["probes"])
     assert cold_seconds("flap", searched.config) == spent["calibration"]
     assert cold_seconds("magnitude", searched.config) == 0
-    assert cold_seconds("lop", demo.load_pruner().config) is None
+    old = copy.deepcopy(searched.config)
+    del old.calibration["seconds"]
+    assert cold_seconds("lop", old) is None
     assert cold_seconds("table", pruner.config) == cold_seconds("additive", pruner.config)
 
 

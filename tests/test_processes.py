@@ -164,14 +164,14 @@ def test_probes_do_not_depend_on_the_order_of_batches(llama, monkeypatch):
     lengths = (5, 9, 4, 7, 6)
     batches = [{"input_ids": torch.arange(3, 3 + length).unsqueeze(0)} for length in lengths]
     sums = dict(zip(lengths, (0.1, 1e16, 0.7, -1e16, 0.3), strict=True))
-    monkeypatch.setattr("hf_lop.rewards._probe", lambda *a: (np.full((4, 2), sums[len(a[3].target)]), 1))
+    monkeypatch.setattr("hf_lop.probing._probe", lambda *a: (np.full((2, 4, 2), sums[len(a[3].target)]), 1))
 
     def work(processes):
         model = copy.deepcopy(llama)
         return probe_layers(model, prunable_ffns(model), orders(model), batches, [0.3, 0.7], (0.0, 0.5), processes)
 
     for found in [work(Processes()), *in_threads(2, work), *in_threads(3, work)]:
-        np.testing.assert_array_equal(found, np.full((4, 2), math.fsum(sums.values()) / 5))
+        np.testing.assert_array_equal(found, np.full((2, 4, 2), math.fsum(sums.values()) / 5))
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
