@@ -133,11 +133,15 @@ class LOPModel(lmms):  # type: ignore[misc]
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Refuse: like all chat models of lmms-eval, this one only generates."""
-        raise NotImplementedError("hf_lop generates; tasks of lmms-eval that score given answers need a simple model.")
+        raise UnsupportedModelError(
+            "hf_lop generates; tasks of lmms-eval that score given answers need a simple model."
+        )
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         """Refuse: conversations of several rounds are not supported."""
-        raise NotImplementedError("hf_lop answers in one round; run this task with the wrapper of the model's family.")
+        raise UnsupportedModelError(
+            "hf_lop answers in one round; run this task with the wrapper of the model's family."
+        )
 
     def generate_until(self, requests: Sequence[Any]) -> list[Any]:
         """Answer every request `(context, doc_to_messages, gen_kwargs, doc_id, task, split)`.
