@@ -289,8 +289,8 @@ class LOPPruner(PreTrainedModel):
         `split_rows(data, (samples, search_samples, report_samples), seed)[2]` (from `hf_lop.data`).
 
         In processes that `accelerate launch` or torchrun started, every process must call this with the same arguments;
-        each runs every n-th batch, and all return the same pruner as one process that computes with as many threads. The
-        first process keeps the journal.
+        each runs every n-th batch, and all return the same pruner as one process that computes with as many threads, but for
+        the last digits of the sketch. The first process keeps the journal.
 
         Args:
             model (`PreTrainedModel`, `str` or `Path`): the dense base model; not changed. A Hub id or folder is loaded.

@@ -22,6 +22,7 @@ from hf_lop.errors import InvalidInputError, ProcessError
 from hf_lop.ffn.discovery import prunable_ffns
 from hf_lop.ffn.replay import record_batches
 from hf_lop.ffn.statistics import Statistics, _Accumulator, collect_statistics
+from hf_lop.fitting import calibrate
 from hf_lop.probing import probe_layers
 from hf_lop.processes import Processes, launched
 from hf_lop.pruner import LOPPruner
@@ -194,6 +195,22 @@ def test_probes_and_rewards_are_those_of_one_process(llama, count):
     assert recorded == [sum(index % count == p for index in range(4)) for p in range(count)]
 
 
+def test_sketches_add_up(llama):
+    """Up to the last digits of float32 sums: B^T B is what a sketch says."""
+
+    def work(processes):
+        model = copy.deepcopy(llama)
+        ffns = prunable_ffns(model)
+        statistics, sketches = calibrate(model, text_batches(6), ffns, 16, 0, processes)
+        return [sketch.directions().T @ sketch.directions() for sketch in sketches], statistics
+
+    (alone, _), *several = [work(Processes()), *in_threads(2, work), *in_threads(3, work)]
+    for products, statistics in several:
+        for expected, found, measured in zip(alone, products, statistics, strict=True):
+            unit = measured.square.sqrt()
+            assert ((expected - found).abs() / torch.outer(unit, unit)).mean() < 0.01
+
+
 def test_processes_with_nothing_to_do_are_reported(llama):
     with pytest.warns(UserWarning, match="5 processes share 2 batches .* 3 have nothing to do"):
         assert len(record_batches(llama, text_batches(2), Processes(0, 5))) == 1
@@ -285,7 +302,7 @@ def test_two_processes_make_the_pruner_of_one(tmp_path):
         assert shares == [2 * (1 + recordings), 2 * (1 + recordings) + recordings]
         assert all(calls[rank][index]["runs"] <= 0.6 * alone[index]["runs"] for rank in range(2))
     files = sorted(path.name for path in (tmp_path / "mcts.journal").iterdir())
-    assert files == ["evaluations-00000.jsonl", "probes.json"]
+    assert files == ["evaluations-00000.jsonl", "probes.json", "seconds.json"]
 
 
 @pytest.mark.slow
@@ -337,4 +354,10 @@ def test_the_command_line_under_a_launcher(tmp_path, launcher):
     (loss, one), (loss_of_two, two) = run("one"), run("two", "-m", *launcher)
     assert loss == loss_of_two
     assert one.config.search_table == two.config.search_table
-    assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
+    assert one.config.sketch_rows == two.config.sketch_rows > 0
+    exact = {name: value for name, value in one.state_dict().items() if not name.startswith("sketch")}
+    assert all(torch.equal(value, two.state_dict()[name]) for name, value in exact.items())
+    for first, second in zip(one.directions(), two.directions(), strict=True):  # sums in another order
+        torch.testing.assert_close(
+            first.T @ first, second.T @ second, atol=0.05 * float((first**2).sum(0).max()), rtol=0
+        )
