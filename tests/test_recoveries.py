@@ -65,7 +65,7 @@ def test_the_default_uses_the_sketch_and_says_so(built, tmp_path):
     """And the outputs on held-out data come closer than without."""
     held_out, distance = text_batches(3, seed=9), {}
     dense = built["gated"]
-    pruner = LOPPruner.fit(dense, text_batches(100), text_batches(1, seed=1))
+    pruner = LOPPruner.fit(dense, text_batches(100), text_batches(1, seed=1), predictor="mlp")
     for name, options in (("sketch", {}), ("none", {"recover": None})):
         pruned = pruner.prune(copy.deepcopy(dense), 0.3, **options)
         assert pruned.config.pruning_config["recovery"] == (name if name == "sketch" else None)
@@ -105,7 +105,7 @@ def biased(name, tmp_path, builder=tiny_model, dtype=torch.float32):
     """A model pruned with FLAP's bias, saved; with its logits."""
     model = builder(name).to(dtype)
     batch = tiny_inputs(name) if builder is tiny_model else text_batches(1)[0]
-    made = LOPPruner.fit(model, [batch, batch], [batch], sketch_rows=0)
+    made = LOPPruner.fit(model, [batch, batch], [batch], sketch_rows=0, predictor="mlp")
     pruned = made.prune(model, 0.4, method="flap", recover="bias")
     assert pruned.config.pruning_config["recovery"] == "bias"
     pruned.save_pretrained(tmp_path)
@@ -130,6 +130,7 @@ def test_the_bias_survives_saving_and_loading(name, tmp_path):
     assert "got a bias" in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "qwen2_5_vl"])
 def test_the_bias_loads_without_hf_lop(name, tmp_path, monkeypatch):
     _, batch, logits = biased(name, tmp_path / "model")

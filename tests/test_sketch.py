@@ -181,7 +181,7 @@ def test_what_does_not_fit_is_refused(llama):
 @pytest.fixture(scope="module")
 def pruner(built):
     """Fitted on more data than that of other tests, of which no sketch can be made."""
-    return LOPPruner.fit(built["gated"], text_batches(20), text_batches(1, seed=1))
+    return LOPPruner.fit(built["gated"], text_batches(20), text_batches(1, seed=1), predictor="mlp")
 
 
 class TestPruner:
@@ -231,11 +231,11 @@ class TestPruner:
             LOPPruner.from_pretrained(tmp_path)
 
     def test_none_and_bad_sizes(self, built):
-        bare = LOPPruner.fit(built["gated"], text_batches(2), text_batches(1, seed=1), sketch_rows=0)
+        bare = LOPPruner.fit(built["gated"], text_batches(2), text_batches(1, seed=1), sketch_rows=0, predictor="mlp")
         assert (bare.config.sketch_rows, bare.directions()) == (0, [])
         assert "sketch" not in bare.state_dict()
         with pytest.warns(UserWarning, match="40 tokens for layers of up to 48 neurons"):
-            few = LOPPruner.fit(built["gated"], text_batches(2), text_batches(1, seed=1))
+            few = LOPPruner.fit(built["gated"], text_batches(2), text_batches(1, seed=1), predictor="mlp")
         assert (few.config.sketch_rows, few.directions()) == (0, [])
         with pytest.raises(InvalidInputError, match="even number"):
-            LOPPruner.fit(built["gated"], text_batches(2), text_batches(1, seed=1), sketch_rows=5)
+            LOPPruner.fit(built["gated"], text_batches(2), text_batches(1, seed=1), sketch_rows=5, predictor="mlp")
