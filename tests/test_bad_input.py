@@ -22,6 +22,7 @@ def dense(llama, tmp_path):
     return tmp_path / "dense"
 
 
+@pytest.mark.slow
 def test_saving_over_another_layout_leaves_no_old_weights(pruner, dense, tmp_path):
     small, large = pruner.prune(dense, 0.5), pruner.prune(dense, 0.3)
     for first, options, second, others in ((small, {}, large, {"max_shard_size": "20KB"}),) * 2 + (

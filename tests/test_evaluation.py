@@ -202,6 +202,7 @@ class TestModels:
         with pytest.raises(UnsupportedModelError, match="no image processor"):
             LOPModel(llama, processor=processor)
 
+    @pytest.mark.slow
     def test_batches_of_bytes(self, tasks, tmp_path):
         """A random model with a byte-level tokenizer: batches answer as single questions do."""
         build_repo(tmp_path)

@@ -61,6 +61,7 @@ def test_decisions(recover, data, sketch, expected):
             choose_recovery(recover, data=data, sketch=sketch)
 
 
+@pytest.mark.slow
 def test_the_default_uses_the_sketch_and_says_so(built, tmp_path):
     """And the outputs on held-out data come closer than without."""
     held_out, distance = text_batches(3, seed=9), {}

@@ -65,6 +65,7 @@ def test_the_formula_is_least_squares_on_what_the_sketch_says(llama):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gated", "plain_bias", "conv1d", "fused"])
 def test_held_out_outputs_come_closer(built, kind):
     """Stored and read again, with more and more directions, every layer by itself, on other tokens."""
