@@ -107,7 +107,9 @@ def additive_damage(
     Raises:
         InvalidInputError: If shapes differ, or a value is not finite or outside its domain.
     """
-    probes, dense, plan = (np.asarray(values, dtype=np.float64) for values in (probe_ratios, dense_widths, layer_ratios))
+    probes, dense, plan = (
+        np.asarray(values, dtype=np.float64) for values in (probe_ratios, dense_widths, layer_ratios)
+    )
     losses = np.asarray(damage, dtype=np.float64)
     within = losses if around is None else np.asarray(around, dtype=np.float64)
     if plan.shape != dense.shape:
@@ -115,7 +117,9 @@ def additive_damage(
     target = np.array([(plan * dense).sum() / dense.sum()])
     _check((losses, within), probes, dense, target, 0.5, context)
     share = min(1.0, float(target[0]) / (2 * context)) if around is not None else 0.0
-    alone, among = (np.concatenate(_curves(found, probes, [np.array([r]) for r in plan])) for found in (losses, within))
+    alone, among = (
+        np.concatenate(_curves(found, probes, [np.array([r]) for r in plan])) for found in (losses, within)
+    )
     return float(((1 - share) * alone + share * among).sum())
 
 

@@ -87,7 +87,8 @@ def evaluate(
     if push_results is not None:
         from hf_lop.evaluation.card import push_results as push
 
-        typer.echo(f"Pushed the results: {push(results, push_results, benchmarks=benchmarks).commit_url}", err=True)
+        done = push(results, push_results, dense=reference, benchmarks=benchmarks)
+        typer.echo(f"Pushed the results: {done.commit_url}", err=True)
 
 
 def _benchmarks(given: list[str]) -> dict[str, tuple[str, str]]:

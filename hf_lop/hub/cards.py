@@ -121,7 +121,9 @@ def pruned_model_card(
     ]
     if "flops" in made:  # missing in repositories of earlier versions
         flops, dense_flops = made["flops"], made["dense_flops"]
-        sizes.insert(2, ("FLOPs of the text decoder per token", _flops(dense_flops), _flops(flops), flops / dense_flops))
+        sizes.insert(
+            2, ("FLOPs of the text decoder per token", _flops(dense_flops), _flops(flops), flops / dense_flops)
+        )
     estimate = made.get("estimated_divergence")
     provenance = {
         "base model": base or "on no Hub repository",
@@ -203,7 +205,11 @@ def pruner_card(
     sizes = [["none", f"{size.parameters:,}", "", _memory(size.num_bytes), _flops(size.flops), *(["0"] * shown)]]
     for ratio, widths in plans.items():
         parameters = size.parameters_at(widths)
-        row = [f"{1 - sum(widths) / sum(size.widths):.1%}", f"{parameters:,}", f"{parameters / size.parameters - 1:+.1%}"]
+        row = [
+            f"{1 - sum(widths) / sum(size.widths):.1%}",
+            f"{parameters:,}",
+            f"{parameters / size.parameters - 1:+.1%}",
+        ]
         row += [_memory(size.bytes_at(widths)), _flops(size.flops_at(widths))]
         sizes.append([*row, f"{estimates[ratio]:.2g}"] if shown else row)
     loss = config.predictor_loss
@@ -252,7 +258,7 @@ def pruner_card(
 
 def _metadata(base: str | None, relation: str, base_data: Mapping[str, Any] | None, **facts: Any) -> ModelCardData:
     """Metadata by which the Hub puts a repository under its base model, with the terms of the latter."""
-    inherited = {key: (base_data or {}).get(key) for key in INHERITED}
+    inherited: dict[str, Any] = {key: (base_data or {}).get(key) for key in INHERITED}
     return ModelCardData(base_model=base, base_model_relation=relation if base else None, **inherited, **facts)
 
 

@@ -3,7 +3,7 @@
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -217,7 +217,7 @@ def push_to_hub(original: Callable[..., Any], model: "PreTrainedModel", repo_id:
         original (`Callable`): transformers' `PreTrainedModel.push_to_hub`.
         model (`PreTrainedModel`): any model.
         repo_id (`str`): Hub repository.
-        **kwargs: see transformers.
+        **kwargs: see transformers; for a pruned model also `collection`, the title or slug of a collection to add it to.
 
     Returns:
         `CommitInfo`: the commit, with its URL.

@@ -179,12 +179,18 @@ def plot_estimate(
     same = reward == "divergence"
     figure = _figure(6.4, 3.6 if same or not searched else 6.6)
     axes: list[Axes] = list(figure.subplots(1 if same or not searched else 2, 1, squeeze=False, sharex=True)[:, 0])
-    axes[0].plot(list(curve), list(curve.values()), color=KEPT, linewidth=2.6, label="estimate from single-layer probes")
-    axes[0].set_title("Divergence from the dense model, nats per prediction", loc="left", fontsize=11, color=INK, pad=8)
+    axes[0].plot(
+        list(curve), list(curve.values()), color=KEPT, linewidth=2.6, label="estimate from single-layer probes"
+    )
+    axes[0].set_title(
+        "Divergence from the dense model, nats per prediction", loc="left", fontsize=11, color=INK, pad=8
+    )
     if searched:
         values = [-value if same else value for value in searched.values()]
         label = "best plan of the search, measured on the search data"
-        axes[-1].plot(list(searched), values, "o", color=COLOURS[0], markersize=4.5, markeredgecolor="white", label=label)
+        axes[-1].plot(
+            list(searched), values, "o", color=COLOURS[0], markersize=4.5, markeredgecolor="white", label=label
+        )
         if not same:
             axes[1].set_title(f"Reward of the search: {reward}", loc="left", fontsize=11, color=INK, pad=8)
     for axis in axes:
