@@ -143,7 +143,7 @@ def test_in_a_browser(url, width, height):
         wait_for(driver, r"30\.1% of 512 FFN neurons removed, planned and cut in \d+ ms")
         assert sum(kept(driver)) == 358
         assert "583,200" in text(driver)  # as `make quickstart` says of 30 %
-        assert "−7.1%" in text(driver)
+        assert "-7.1%" in text(driver)
 
         wait_for(driver, "Pruned by 30 %")
         asked = [label for label in driver.find_elements("css selector", "#questions label") if label.text]

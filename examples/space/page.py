@@ -103,4 +103,4 @@ def scores(dense: int, pruned: int, total: int) -> str:
 
 
 def _change(share: float) -> str:
-    return f"−{1 - share:.1%}" if share < 1 else "all of it"
+    return f"{share - 1:+.1%}" if share < 1 else "all of it"
