@@ -84,7 +84,8 @@ class LOPConfig(PreTrainedConfig):
             widths (`Sequence[int]`): `[L]` neurons kept in each layer, in this pruner's order.
 
         Returns:
-            `float`: divergence in nats per prediction on the search data, before recovery; None without probes.
+            `float`: divergence in nats per prediction on the search data, before recovery unless `calibration` says that
+                candidates were recovered; None without probes.
         """
         if not self.probes:
             return None

@@ -70,8 +70,10 @@ def prune_model(
     source, commit = hub_id(model.name_or_path), getattr(model.config, "_commit_hash", None)
     known = source in (None, pruner.config.base_model)  # another repository's commit would say nothing
     criterion = METHODS[method].criterion or pruner.config.criterion
-    # The probes cut layers in the pruner's own order, so that they say nothing about another one.
-    estimate = pruner.config.estimate(plan.widths) if criterion == pruner.config.criterion else None
+    # Probes say nothing about another neuron order than the pruner's, nor, where they were recovered, about models that are not.
+    judged = (pruner.config.calibration or {}).get("recovery")
+    probed = criterion == pruner.config.criterion and judged in (None, recover)
+    estimate = pruner.config.estimate(plan.widths) if probed else None
     model.config.pruning_config = {
         "method": method,
         "recovery": recover,

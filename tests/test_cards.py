@@ -136,6 +136,18 @@ def test_estimates_need_probes():
     assert "FLOPs" not in old
 
 
+def test_estimates_say_whether_candidates_were_recovered():
+    made = CONFIG["pruning_config"] | {"recovery": "sketch"}
+    assert "base model, before recovery:" in str(
+        pruned_model_card(CONFIG | {"pruning_config": made}, name="x", **PRUNED)
+    )
+    made["calibration"] = {"recovery": "sketch"}
+    card = str(pruned_model_card(CONFIG | {"pruning_config": made}, name="x", **PRUNED))
+    assert "base model, after recovery from the sketch:" in card
+    card = str(pruner_card(LOPConfig(**LOP | {"calibration": {"recovery": "sketch"}}), PLANS, name="org/p"))
+    assert "per prediction, after recovery from the sketch. It" in card
+
+
 def test_plots_of_quality(tmp_path):
     curve, config = {0.0: 0.0, 0.4: 0.02, 0.8: 0.2}, LOPConfig(**LOP)
     (one,) = plot_estimate(curve, {0.5: -0.07}, "divergence", tmp_path / "q.png").axes

@@ -53,7 +53,11 @@ def serving():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "GRADIO_SERVER_PORT": str(port)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+        "GRADIO_SERVER_PORT": str(port),
+    }
     process = subprocess.Popen(
         [sys.executable, "app.py"], cwd=SPACE, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

@@ -20,9 +20,7 @@ def show_size(percent: int, row: int) -> tuple[str, str, str, str]:
 
 def show_answers(percent: int, row: int) -> str:
     """What both models say to one question."""
-    return page.answers(
-        models.answer(0, row), models.answer(percent, row), models.questions()[row]["answer"], percent
-    )
+    return page.answers(models.answer(0, row), models.answer(percent, row), models.questions()[row]["answer"], percent)
 
 
 def show_picture(picture: int, percent: int) -> tuple[int, Image.Image, gr.Radio, str]:
@@ -55,7 +53,13 @@ def build() -> gr.Blocks:
                 ask_all = gr.Button(f"Ask all {models.QUESTIONS} questions", variant="primary")
             with gr.Column(scale=5, min_width=320):
                 shown = gr.Image(
-                    image, show_label=False, interactive=False, height=250, buttons=[], container=False, elem_id="picture"
+                    image,
+                    show_label=False,
+                    interactive=False,
+                    height=250,
+                    buttons=[],
+                    container=False,
+                    elem_id="picture",
                 )
                 another = gr.Button("Another picture", size="sm", variant="secondary")
                 question = gr.Radio(first.choices, value=first.value, label="Ask", elem_id="questions")

@@ -153,6 +153,7 @@ def pruned_model_card(
         recovery=made.get("recovery"),
         criterion=made["criterion"],
         round_to=made["round_to"],
+        judged=f", {_judged(made.get('calibration'))}" if made.get("recovery") else "",
         estimate=f"{estimate:.2g}" if estimate is not None else None,
         dtype_note=(
             f"Part of the memory is saved by another dtype: {before:.3g} bytes per parameter before, {after:.3g} after."
@@ -249,6 +250,7 @@ def pruner_card(
         max_ratio=f"{config.max_ratio:.3g}",
         sizes=sizes,
         estimates=shown,
+        judged=_judged(config.calibration),
         provenance=list(provenance.items()),
         citation=CITATION,
         marker=MARKER,
@@ -266,6 +268,10 @@ def _reads_images(model_type: str | None) -> bool:
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     return model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+
+def _judged(calibration: Mapping[str, Any] | None) -> str:
+    return "after recovery from the sketch" if (calibration or {}).get("recovery") else "before recovery"
 
 
 def _names(name: str) -> dict[str, str]:
