@@ -31,6 +31,10 @@ CITATION = f"""\
   author  = {{{{The hf\\_lop developers}}}},
   version = {{{hf_lop.__version__}}}
 }}"""
+CALIBRATION = (
+    *("dataset", "samples", "seed", "search", "reward", "recovery", "evaluations per target", "method"),
+    *("calibration_sha256", "search_sha256", "report_sha256", "seconds", "versions"),
+)
 PIPELINES = {"AutoModelForImageTextToText": "image-text-to-text", "AutoModelForCausalLM": "text-generation"}
 INHERITED = ("license", "license_name", "license_link", "language")
 
@@ -66,7 +70,9 @@ def cell(value: Any) -> str:
 def _calibration(facts: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """Rows on the data, the search and the time behind a pruner, from its config."""
     found = []
-    for key, value in (facts or {}).items():
+    facts = facts or {}  # from a file its keys come sorted, and say less
+    for key in [*(known for known in CALIBRATION if known in facts), *sorted({*facts} - {*CALIBRATION})]:
+        value = facts[key]
         name = key.replace("_sha256", " data: SHA-256 of the batches, first 16 digits")
         if key == "seconds" and isinstance(value, Mapping):
             value = {phase: f"{spent} s" for phase, spent in value.items()}
