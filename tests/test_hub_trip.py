@@ -90,7 +90,9 @@ def test_cards_name_repositories_commits_and_no_path(trip, tmp_path_factory):
         assert trip.repositories["me/base"].refs["main"] in card
         assert str(tmp_path_factory.getbasetemp()) not in card
         assert "/tmp" not in card
-    assert "license: mit" in model
+        assert "license: mit" in card
+    assert "base_model_relation: finetune" in model
+    assert "base_model_relation: adapter" in pruner
     assert "- tiny" in model
     assert "one picture" in pruner
 

@@ -156,7 +156,7 @@ from hf_lop.evaluation.results import Results
 demo.load_pruner().prune(demo.MODEL_DIR, 0.3).push_to_hub("me/demo-lop30")
 found = Results.load("results.json")
 benchmarks = {"pope_accuracy": ("org/pope", "default")}
-print(push_results([found, found], "me/demo-lop30", benchmarks=benchmarks).commit_url)
+print(push_results([found, found], "me/demo-lop30", dense=found, benchmarks=benchmarks).commit_url)
 HfApi().create_repo("me/no-card")
 push_results(found, "me/no-card")
 """
@@ -177,7 +177,7 @@ def test_push(tmp_path):
         rest = new.replace(new[new.index("model-index:") : new.index("\n---\n") + 1], "")
         table = [text.index(mark) for text in (rest, old) for mark in RESULTS]
         assert rest[: table[0]] + rest[table[1] :] == old[: table[2]] + old[table[3] :]
-        assert "| mme | mme_accuracy | 0.875 | 8 |" in rest
+        assert "| mme | mme_accuracy | 0.875 | 0.875 | 8 |" in rest
         assert len(ModelCard(new).data.eval_results) == 2
         assert len(ModelCard(hub.files("me/no-card")["README.md"].decode()).data.eval_results) == 2
         assert b"\n" in after["README.md"]

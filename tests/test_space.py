@@ -1,5 +1,6 @@
 """The Space: its files fit the package, and its page works in a real browser that reaches nothing but this machine."""
 
+import base64
 import importlib.util
 import os
 import re
@@ -20,6 +21,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parent.parent
 SPACE = ROOT / "examples" / "space"
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+THEME = os.environ.get("SPACE_THEME", "light")
 
 
 def test_the_folder_is_a_space():
@@ -80,6 +82,11 @@ def serving():
 def url():
     if not (BROWSER and DRIVER):
         pytest.skip("no chromium with chromedriver on the PATH (Debian: chromium, chromium-driver)")
+    said = [
+        subprocess.run([program, "--version"], capture_output=True, text=True).stdout for program in (BROWSER, DRIVER)
+    ]
+    if len({re.search(r"\d+", version)[0] for version in said}) > 1:
+        pytest.skip(f"the driver is not of this browser: {said}")
     for package in ("gradio", "selenium"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed (extra dev)")
@@ -99,7 +106,8 @@ def browser(width, height):
         options.add_argument(f"--{argument}")
     # A desktop window is at least 500 pixels wide; a phone's width has to be emulated.
     metrics = {"deviceMetrics": {"width": width, "height": height, "pixelRatio": 1.0}}
-    options.add_experimental_option("mobileEmulation", metrics) if width < 500 else None
+    if width < 500:
+        options.add_experimental_option("mobileEmulation", metrics)
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     try:
         yield driver
@@ -137,7 +145,7 @@ def test_in_a_browser(url, width, height):
     from selenium.webdriver.common.keys import Keys
 
     with browser(width, height) as driver:
-        driver.get(f"{url}?__theme={os.environ.get('SPACE_THEME', 'light')}")
+        driver.get(f"{url}?__theme={THEME}")
         wait_for(driver, r"50\.0% of 512 FFN neurons removed")
         assert sum(kept(driver)) == 256
         shot(driver, f"start-{width}")
@@ -173,11 +181,9 @@ def test_in_a_browser(url, width, height):
 
 
 def shot(driver, name):
-    """Keep a picture of the page where SPACE_SHOTS names a folder."""
+    """Keep a picture of the whole page where SPACE_SHOTS names a folder (and SPACE_THEME may say dark)."""
     if folder := os.environ.get("SPACE_SHOTS"):
         full = driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": full["width"], "height": full["height"], "scale": 1}
         taken = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
-        import base64
-
         Path(folder, f"{name}.png").write_bytes(base64.b64decode(taken["data"]))
