@@ -4,6 +4,7 @@ Benchmarks get one option more, a folder with stand-ins for the data that this H
 to which such a folder cannot give another "pope", also gets another task.
 """
 
+import json
 import re
 import shlex
 
@@ -25,6 +26,34 @@ pruner.config.base_model = "me/demo"
 pruner.push_to_hub("me/lop-demo")
 type(pruner).from_pretrained("me/lop-demo").prune("me/demo", 0.3).push_to_hub("me/demo-lop30")
 write_benchmarks("tasks", pictures=2)
+"""
+MAKE_TEXT = """
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+from hf_lop import LOPPruner
+from tests.conftest import CONFIGS, text_batches
+from tests.tiny_repo import build_processor
+
+tokenizer = build_processor().tokenizer
+torch.manual_seed(0)
+model = AutoModelForCausalLM.from_config(LlamaConfig(**{**CONFIGS["gated"].to_dict(), "vocab_size": len(tokenizer)}))
+model.push_to_hub("me/text")
+tokenizer.push_to_hub("me/text")
+model = AutoModelForCausalLM.from_pretrained("me/text")
+LOPPruner.fit(model, text_batches(2), text_batches(1, seed=1), predictor="mlp").push_to_hub("me/lop-text")
+LOPPruner.from_pretrained("me/lop-text").prune("me/text", 0.5).push_to_hub("me/text-lop50")
+"""
+TASK = """
+task: hellaswag
+dataset_path: json
+dataset_kwargs: {data_files: {test: rows.json}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: question
+doc_to_choice: choices
+doc_to_target: answer
+metric_list:
+  - metric: acc
 """
 ASK = """
 from hf_lop.demo.scenes import draw_scene
@@ -106,3 +135,21 @@ def test_shell_of_the_pruned_model(hub, tmp_path):
     theirs = ["lop_demo" if word == "pope" else word for word in theirs]
     run_command([*theirs, "--include_path", tasks, "--output_path", "out"], hub, **options)
     assert list((tmp_path / "out").rglob("*_results.json"))  # lmms-eval exits with 0 whatever happens
+
+
+def test_a_text_model_and_its_pruner(hub, tmp_path):
+    pytest.importorskip("lm_eval", reason="the extra eval is not installed")
+    run_python(MAKE_TEXT, hub)
+    with_hf_lop, without, pipeline = code(hub, "me/text-lop50", "python")
+    assert "AutoModelForCausalLM, AutoTokenizer" in with_hf_lop
+    run_python(with_hf_lop, hub, home=tmp_path)
+    run_python(without + pipeline + "\nprint(pipe('user'))", hub, home=tmp_path, block=("hf_lop", "wrapt"))
+    row = {"question": "What colour is", "choices": [" red", " seven"], "answer": 0}
+    (tmp_path / "rows.json").write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")
+    (tmp_path / "task.yaml").write_text(TASK)
+    (evaluate,) = commands(hub, "me/text-lop50")
+    options = {"home": tmp_path / "home", "cwd": tmp_path}
+    assert "hellaswag" in run_command([*evaluate, "--include-path", "."], hub, **options)
+    _, evaluate = commands(hub, "me/lop-text")
+    evaluate[evaluate.index("0.3")] = "0.5"
+    assert "hellaswag" in run_command([*evaluate, "--include-path", "."], hub, **options)

@@ -47,7 +47,7 @@ def evaluate(
         raise InvalidInputError("--eval-results says what to push, but not where to. Add --push-results REPO.")
     if pruner is not None and push_results == model:
         raise InvalidInputError(
-            f"The results are of a pruned model, and {model} is the dense one. Push them to its own."
+            f"The results are of a pruned model, and {model} is the dense one. Push them to its own repository, or to the pruner's."
         )
     from hf_lop.evaluation.results import Results
     from hf_lop.evaluation.run import evaluate as run
