@@ -167,8 +167,7 @@ def pruned_model_card(
             else None
         ),
         sizes=[(*row, f"{share - 1:+.1%}") for *row, share in sizes],
-        neurons_share=f"{1 - sum(widths) / sum(dense):.1%}",
-        parameters_share=f"{1 - parameters / made['dense_parameters']:.1%}",
+        **_size(dense, widths, made["dense_parameters"], parameters, num_bytes),
         neurons_removed=f"{sum(dense) - sum(widths):,}",
         dense_neurons=f"{sum(dense):,}",
         rows=[
@@ -211,14 +210,9 @@ def pruner_card(
     shown = all(estimate is not None for estimate in estimates.values()) and bool(estimates)
     sizes = [["none", f"{size.parameters:,}", "", _memory(size.num_bytes), _flops(size.flops), *(["0"] * shown)]]
     for ratio, widths in plans.items():
-        parameters = size.parameters_at(widths)
-        row = [
-            f"{1 - sum(widths) / sum(size.widths):.1%}",
-            f"{parameters:,}",
-            f"{parameters / size.parameters - 1:+.1%}",
-        ]
-        row += [_memory(size.bytes_at(widths)), _flops(size.flops_at(widths))]
-        sizes.append([*row, f"{estimates[ratio]:.2g}"] if shown else row)
+        row = _size(size.widths, widths, size.parameters, size.parameters_at(widths), size.bytes_at(widths))
+        cells = [row["neurons_share"], row["parameters"], f"-{row['parameters_share']}", row["memory"]]
+        sizes.append([*cells, _flops(size.flops_at(widths)), *([f"{estimates[ratio]:.2g}"] if shown else [])])
     loss = config.predictor_loss
     provenance = {
         "base model": _repository(base, config.base_revision) or "on no Hub repository",
@@ -262,6 +256,18 @@ def pruner_card(
         marker=MARKER,
     )
     return card
+
+
+def _size(
+    dense: Sequence[int], widths: Sequence[int], dense_parameters: int, parameters: int, num_bytes: int
+) -> dict[str, str]:
+    return {
+        "neurons": f"{sum(widths):,}",
+        "neurons_share": f"{1 - sum(widths) / sum(dense):.1%}",
+        "parameters": f"{parameters:,}",
+        "parameters_share": f"{1 - parameters / dense_parameters:.1%}",
+        "memory": _memory(num_bytes),
+    }
 
 
 def _metadata(base: str | None, relation: str, base_data: Mapping[str, Any] | None, **facts: Any) -> ModelCardData:
