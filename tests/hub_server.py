@@ -359,27 +359,27 @@ class Handler(BaseHTTPRequestHandler):
         return self.reply(data, 200, headers, length=len(data))
 
 
-REPO = r"([^/]+/[^/]+)"
+REPO, KIND = r"([^/]+/[^/]+)", "(?:models|spaces)"
 ROUTES = (
     ("GET", r"/api/whoami-v2", Handler.whoami),
     ("POST", r"/api/validate-yaml", Handler.validate_yaml),
     ("POST", r"/api/repos/create", Handler.create_repository),
     ("DELETE", r"/api/repos/delete", Handler.delete_repository),
-    ("GET", rf"/api/models/{REPO}(?:/revision/(.+))?", Handler.info),
-    ("GET", rf"/api/models/{REPO}/refs", Handler.list_refs),
-    ("POST", rf"/api/models/{REPO}/(branch|tag)/(.+)", Handler.create_ref),
-    ("GET", rf"/api/models/{REPO}/tree/(.+)", Handler.tree),
-    ("POST", rf"/api/models/{REPO}/paths-info/(.+)", Handler.paths_info),
-    ("GET", rf"/api/models/{REPO}/commits/(.+)", Handler.list_commits),
-    ("POST", rf"/api/models/{REPO}/preupload/(.+)", Handler.preupload),
-    ("POST", rf"/api/models/{REPO}/commit/(.+)", Handler.make_commit),
+    ("GET", rf"/api/{KIND}/{REPO}(?:/revision/(.+))?", Handler.info),
+    ("GET", rf"/api/{KIND}/{REPO}/refs", Handler.list_refs),
+    ("POST", rf"/api/{KIND}/{REPO}/(branch|tag)/(.+)", Handler.create_ref),
+    ("GET", rf"/api/{KIND}/{REPO}/tree/(.+)", Handler.tree),
+    ("POST", rf"/api/{KIND}/{REPO}/paths-info/(.+)", Handler.paths_info),
+    ("GET", rf"/api/{KIND}/{REPO}/commits/(.+)", Handler.list_commits),
+    ("POST", rf"/api/{KIND}/{REPO}/preupload/(.+)", Handler.preupload),
+    ("POST", rf"/api/{KIND}/{REPO}/commit/(.+)", Handler.make_commit),
     ("POST", r"/api/collections", Handler.create_collection),
     ("GET", rf"/api/collections/{REPO}", Handler.get_collection),
     ("POST", rf"/api/collections/{REPO}/items", Handler.add_collection_item),
-    ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", Handler.lfs_batch),
+    ("POST", rf"/(?:spaces/)?{REPO}\.git/info/lfs/objects/batch", Handler.lfs_batch),
     ("POST", r"/lfs/verify", Handler.lfs_verify),
     ("PUT", r"/lfs/(\w+)", Handler.lfs_put),
-    ("GET|HEAD", rf"/{REPO}/(?:resolve|raw)/(.+)", Handler.resolve),
+    ("GET|HEAD", rf"/(?:spaces/)?{REPO}/(?:resolve|raw)/(.+)", Handler.resolve),
 )
 
 

@@ -4,6 +4,7 @@ import base64
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -18,9 +19,12 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from tests.hub_server import run_python, serve
+
 ROOT = Path(__file__).parent.parent
 SPACE = ROOT / "examples" / "space"
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FILES = {"README.md", "requirements.txt", "app.py", "models.py", "page.py"}
 THEME = os.environ.get("SPACE_THEME", "light")
 
 
@@ -35,8 +39,18 @@ def test_the_folder_is_a_space():
     lines = (SPACE / "requirements.txt").read_text(encoding="utf-8").split("\n")
     needed = {Requirement(line).name for line in lines if line and not line.startswith("--")}
     assert needed == {"torch", "torchvision", "hf-lop"}
-    names = {path.name for path in SPACE.iterdir() if path.is_file()}
-    assert names == {"README.md", "requirements.txt", "app.py", "models.py", "page.py"}
+    assert {path.name for path in SPACE.iterdir() if path.is_file()} == FILES
+
+
+@pytest.mark.slow
+def test_it_is_pushed_as_its_readme_says(tmp_path):
+    readme = (SPACE / "README.md").read_text(encoding="utf-8")
+    with serve(tmp_path) as hub:
+        for line in re.search(r"```bash\n(.*?)```", readme, re.DOTALL)[1].splitlines():
+            start = f"import sys; from huggingface_hub.cli.hf import main; sys.argv = {shlex.split(line)!r}; main()"
+            run_python(start, hub, cwd=SPACE)
+        pushed = hub.files("me/lop-demo")
+    assert {name: pushed[name] for name in FILES} == {name: (SPACE / name).read_bytes() for name in FILES}
 
 
 def test_the_page_shows_only_what_is_escaped(monkeypatch):
