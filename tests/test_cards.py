@@ -15,6 +15,7 @@ from hf_lop.hub.checkpoint import auto_map, save_pruner_extras
 from hf_lop.hub.companions import base_metadata, copy_companions
 from hf_lop.hub.comparison_plots import plot_estimate
 from hf_lop.hub.plots import plot_plans, plot_widths
+from hf_lop.recoveries import RECOVERIES
 
 GOLDEN = Path(__file__).parent / "golden"
 DENSE = [1000] * 6
@@ -146,6 +147,16 @@ def test_estimates_say_whether_candidates_were_recovered():
     assert "base model, after recovery from the sketch:" in card
     card = str(pruner_card(LOPConfig(**LOP | {"calibration": {"recovery": "sketch"}}), PLANS, name="org/p"))
     assert "per prediction, after recovery from the sketch. It" in card
+
+
+@pytest.mark.parametrize("recovery", RECOVERIES)
+def test_every_recovery_has_its_words(recovery):
+    made = CONFIG["pruning_config"] | {"recovery": recovery}
+    card = str(pruned_model_card(CONFIG | {"pruning_config": made}, name="x", **PRUNED))
+    words = {"lstsq": "did, by least squares on calibration data", "sketch": "least squares on the pruner's sketch"}
+    words |= {"sequential": "layer after layer by least squares", "fold": "as far as their mean", "bias": "got a bias"}
+    assert [name for name, text in words.items() if text in card] == [recovery]
+    assert f"(`{recovery}`)" in card
 
 
 def test_plots_of_quality(tmp_path):
