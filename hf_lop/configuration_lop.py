@@ -1,11 +1,13 @@
 """What a pruner records about its base model, and whether a model fits it."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from huggingface_hub import dataclasses as hub_dataclasses
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from hf_lop.allocation.additive import additive_damage
 from hf_lop.errors import CheckpointMismatchError
 from hf_lop.ffn.size import ModelSize
 
@@ -74,6 +76,24 @@ class LOPConfig(PreTrainedConfig):
         """Return the rows that a search found ("additive", "mcts" or "cmaes"), or None if the pruner has none of it."""
         own = (self.calibration or {}).get("search") == search
         return self.search_table if own else (self.other_tables or {}).get(search)
+
+    def estimate(self, widths: Sequence[int]) -> float | None:
+        """Estimate how far a plan's predictions diverge from the dense model's, from the probes of single layers.
+
+        Args:
+            widths (`Sequence[int]`): `[L]` neurons kept in each layer, in this pruner's order.
+
+        Returns:
+            `float`: divergence in nats per prediction on the search data, before recovery unless `calibration` says that
+                candidates were recovered; None without probes.
+        """
+        if not self.probes:
+            return None
+        dense = self.size.widths
+        ratios = [1 - kept / full for kept, full in zip(widths, dense, strict=True)]
+        found = self.probes
+        others = {key: found[key] for key in ("around", "context") if found.get("around") is not None}
+        return additive_damage(found["damage"], found["ratios"], dense, ratios, **others)
 
     def check_fits(self, model: PreTrainedModel, size: ModelSize, *, strict: bool) -> None:
         """Refuse a model that the pruner was not made for.

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from huggingface_hub import CommitInfo
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
+import hf_lop
 from hf_lop.allocation.table import target_grid
 from hf_lop.configuration_lop import LOPConfig
 from hf_lop.data import fingerprint, fitting_parts, part_batches
@@ -341,7 +343,7 @@ class LOPPruner(PreTrainedModel):
             base_dtype=learned.dtype,
             base_size=asdict(learned.size),
             criterion=criterion,
-            calibration={**(provenance or {}), **facts, **learned.provenance},
+            calibration={**(provenance or {}), **facts, **learned.provenance, "versions": _versions()},
             predictor=predictor,
             search_table=learned.table,
             probes=learned.probes,
@@ -419,9 +421,7 @@ class LOPPruner(PreTrainedModel):
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if not self.should_save_on_this_rank(is_main_process):
             return
-        shown = [ratio for ratio in (0.2, 0.3, 0.5) if self.config.min_ratio <= ratio <= self.config.max_ratio]
-        plans = {ratio: self.plan(ratio).widths for ratio in shown or [self.config.max_ratio]}
-        save_pruner_extras(self.config, plans, save_directory, repo_id)
+        save_pruner_extras(self.config, lambda ratio: self.plan(ratio).widths, save_directory, repo_id)
         if push_to_hub:
             self.push_to_hub(repo_id or Path(save_directory).name, token=kwargs.get("token"))
 
@@ -430,7 +430,8 @@ class LOPPruner(PreTrainedModel):
 
         Args:
             repo_id (`str`): Hub repository; made if it does not exist.
-            **kwargs: `private`, `token`, `revision`, `commit_message`, `commit_description`, `create_pr`.
+            **kwargs: `private`, `token`, `revision`, `commit_message`, `commit_description`, `create_pr`; and `collection`,
+                the title or slug of a collection to add it to.
 
         Returns:
             `CommitInfo`: the commit, with its URL.
@@ -461,6 +462,10 @@ class LOPPruner(PreTrainedModel):
             raise CheckpointMismatchError(f"{name}: a weight file is damaged ({error}). Download it again.") from error
         check_loaded(str(name), loaded[1])
         return loaded if wants_info else loaded[0]
+
+
+def _versions() -> dict[str, str]:
+    return {package.__name__: package.__version__ for package in (hf_lop, torch, transformers)}
 
 
 AutoModel.register(LOPConfig, LOPPruner, exist_ok=True)

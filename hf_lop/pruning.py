@@ -81,11 +81,16 @@ def prune_model(
     write(model, slice_ffns(model, kept))
     source, commit = hub_id(model.name_or_path), getattr(model.config, "_commit_hash", None)
     known = source in (None, pruner.config.base_model)  # another repository's commit would say nothing
+    criterion = METHODS[method].criterion or pruner.config.criterion
+    # Probes say nothing about another neuron order than the pruner's, nor, where they were recovered, about models that are not.
+    judged = (pruner.config.calibration or {}).get("recovery")
+    probed = criterion == pruner.config.criterion and judged in (None, recover)
+    estimate = pruner.config.estimate(plan.widths) if probed else None
     model.config.pruning_config = {
         "method": method,
         "recovery": recover,
         "ratio": round(plan.pruning_ratio, 6),
-        "criterion": METHODS[method].criterion or pruner.config.criterion,
+        "criterion": criterion,
         "round_to": round_to,
         "base_model": source or pruner.config.base_model,
         "base_revision": commit or (pruner.config.base_revision if known else None),
@@ -94,6 +99,10 @@ def prune_model(
         "dense_widths": list(size.widths),
         "dense_parameters": size.parameters,
         "dense_bytes": size.num_bytes,
+        "dense_flops": size.flops,
+        "flops": plan.flops,
+        "estimated_divergence": None if estimate is None else float(f"{estimate:.4g}"),
+        "calibration": pruner.config.calibration,
         "hf_lop_version": hf_lop.__version__,
     }
     return model

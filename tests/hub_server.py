@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on 127.0.0.1, in memory, for tests: repositories, LFS uploads, commits, branches, downloads.
+"""A Hugging Face Hub on 127.0.0.1, in memory, for tests: repositories, uploads, commits, branches, downloads, collections.
 
     def test_it(hub):
         run_python("from huggingface_hub import HfApi; HfApi().create_repo('me/model')", hub)
@@ -87,6 +87,7 @@ class Hub:
 
     def __init__(self, url):
         self.url, self.repositories, self.objects, self.log = url, {}, {}, []
+        self.collections = {}  # what GET returns, by slug
         self.lock = threading.Lock()
 
     def files(self, repo_id, revision="main"):
@@ -302,6 +303,40 @@ class Handler(BaseHTTPRequestHandler):
         url = f"{self.hub.url}/{repo_id}/commit/{oid}"
         self.reply({"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""})
 
+    # -- Collections ---------------------------------------------------------------------------------------------------
+
+    def create_collection(self):
+        request = self.json()
+        title, owner = request["title"], request["namespace"]
+        if owner != USER:
+            raise Refusal(403, f"You don't have the rights to create a collection under the namespace {owner!r}")
+        name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+        slug = f"{owner}/{name}-{hashlib.sha1(title.encode()).hexdigest()[:24]}"
+        if slug in self.hub.collections:
+            return self.reply({"error": "This collection already exists", "slug": slug}, 409)
+        self.hub.collections[slug] = {"slug": slug, "title": title, "owner": {"name": owner}, "items": []} | {
+            "lastUpdated": "2026-01-01T00:00:00.000Z", "position": 0, "private": request["private"],
+            "theme": "green", "upvotes": 0,
+        }  # fmt: skip
+        self.reply(self.hub.collections[slug])
+
+    def collection(self, slug):
+        if slug not in self.hub.collections:
+            raise Refusal(404, "Collection not found")
+        return self.hub.collections[slug]
+
+    def get_collection(self, slug):
+        self.reply(self.collection(slug))
+
+    def add_collection_item(self, slug):
+        collection, item = self.collection(slug), self.json()["item"]
+        self.repository(item["id"])
+        if any(known["id"] == item["id"] for known in collection["items"]):
+            raise Refusal(409, "The item is already in the collection")
+        position = len(collection["items"])
+        collection["items"].append({**item, "_id": f"{position:024x}", "position": position})
+        self.reply(collection)
+
     # -- Downloads -----------------------------------------------------------------------------------------------------
 
     def resolve(self, repo_id, rest):
@@ -324,24 +359,27 @@ class Handler(BaseHTTPRequestHandler):
         return self.reply(data, 200, headers, length=len(data))
 
 
-REPO = r"([^/]+/[^/]+)"
+REPO, KIND = r"([^/]+/[^/]+)", "(?:models|spaces)"
 ROUTES = (
     ("GET", r"/api/whoami-v2", Handler.whoami),
     ("POST", r"/api/validate-yaml", Handler.validate_yaml),
     ("POST", r"/api/repos/create", Handler.create_repository),
     ("DELETE", r"/api/repos/delete", Handler.delete_repository),
-    ("GET", rf"/api/models/{REPO}(?:/revision/(.+))?", Handler.info),
-    ("GET", rf"/api/models/{REPO}/refs", Handler.list_refs),
-    ("POST", rf"/api/models/{REPO}/(branch|tag)/(.+)", Handler.create_ref),
-    ("GET", rf"/api/models/{REPO}/tree/(.+)", Handler.tree),
-    ("POST", rf"/api/models/{REPO}/paths-info/(.+)", Handler.paths_info),
-    ("GET", rf"/api/models/{REPO}/commits/(.+)", Handler.list_commits),
-    ("POST", rf"/api/models/{REPO}/preupload/(.+)", Handler.preupload),
-    ("POST", rf"/api/models/{REPO}/commit/(.+)", Handler.make_commit),
-    ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", Handler.lfs_batch),
+    ("GET", rf"/api/{KIND}/{REPO}(?:/revision/(.+))?", Handler.info),
+    ("GET", rf"/api/{KIND}/{REPO}/refs", Handler.list_refs),
+    ("POST", rf"/api/{KIND}/{REPO}/(branch|tag)/(.+)", Handler.create_ref),
+    ("GET", rf"/api/{KIND}/{REPO}/tree/(.+)", Handler.tree),
+    ("POST", rf"/api/{KIND}/{REPO}/paths-info/(.+)", Handler.paths_info),
+    ("GET", rf"/api/{KIND}/{REPO}/commits/(.+)", Handler.list_commits),
+    ("POST", rf"/api/{KIND}/{REPO}/preupload/(.+)", Handler.preupload),
+    ("POST", rf"/api/{KIND}/{REPO}/commit/(.+)", Handler.make_commit),
+    ("POST", r"/api/collections", Handler.create_collection),
+    ("GET", rf"/api/collections/{REPO}", Handler.get_collection),
+    ("POST", rf"/api/collections/{REPO}/items", Handler.add_collection_item),
+    ("POST", rf"/(?:spaces/)?{REPO}\.git/info/lfs/objects/batch", Handler.lfs_batch),
     ("POST", r"/lfs/verify", Handler.lfs_verify),
     ("PUT", r"/lfs/(\w+)", Handler.lfs_put),
-    ("GET|HEAD", rf"/{REPO}/(?:resolve|raw)/(.+)", Handler.resolve),
+    ("GET|HEAD", rf"/(?:spaces/)?{REPO}/(?:resolve|raw)/(.+)", Handler.resolve),
 )
 
 

@@ -5,8 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_lop import demo
 from hf_lop.allocation import additive_plans
+from hf_lop.allocation.additive import additive_damage
 from hf_lop.errors import InfeasibleBudgetError, InvalidInputError
+from hf_lop.rewards import Reward
 
 PROBES = [0.25, 0.5, 0.75]
 
@@ -130,3 +133,37 @@ def test_values_outside_the_domain_are_refused(change, message):
     arguments = {"damage": [[1.0, 2.0, 3.0]], "probe_ratios": PROBES, "dense_widths": [8], "targets": [0.5]} | change
     with pytest.raises(InvalidInputError, match=message):
         additive_plans(**arguments)
+
+
+@given(
+    st.lists(st.lists(st.floats(-0.5, 3), min_size=3, max_size=3), min_size=2, max_size=4),
+    st.lists(st.floats(0, 0.75), min_size=4, max_size=4),
+)
+def test_damage_of_a_plan_is_what_plans_minimise(damage, ratios):
+    layers = len(damage)
+    plan = ratios[:layers]
+    expected = sum(layer(ratio) for layer, ratio in zip(curves(damage), plan, strict=True))
+    assert additive_damage(damage, PROBES, [80] * layers, plan) == pytest.approx(expected)
+    both = additive_damage(damage, PROBES, [80] * layers, plan, around=np.add(damage, 1.0), context=0.5)
+    assert both >= additive_damage(damage, PROBES, [80] * layers, plan) - 1e-12
+    (best,) = additive_plans(damage, PROBES, [80] * layers, [0.375], step=0.125)
+    uniform = additive_damage(damage, PROBES, [80] * layers, [0.375] * layers)
+    assert additive_damage(damage, PROBES, [80] * layers, best) <= uniform + 1e-9
+
+
+def test_damage_refuses_another_model():
+    with pytest.raises(InvalidInputError, match=r"layer_ratios has shape \(3,\)"):
+        additive_damage([[1.0]] * 2, [0.5], [8, 8], [0.5] * 3)
+
+
+@pytest.mark.slow
+def test_estimate_is_near_what_the_demo_measures():
+    """The number on cards, for plans that were predicted, on the data of the probes and on others."""
+    model, processor = demo.load_model()
+    pruner = demo.load_pruner()
+    for split in ("search", "report"):
+        batches = demo.batches(processor, demo.load_data(split, 400), 50, with_answer=True)
+        reward = Reward.on(model, pruner.order(), batches, "divergence")
+        for ratio in (0.2, 0.3, 0.5, 0.7):
+            widths = pruner.plan(ratio).widths
+            assert pruner.config.estimate(widths) == pytest.approx(-reward(widths).value, rel=0.5), (split, ratio)

@@ -12,8 +12,10 @@ from hf_lop import __version__
 from hf_lop.configuration_lop import LOPConfig
 from hf_lop.hub.cards import MARKER, pruned_model_card, pruner_card
 from hf_lop.hub.checkpoint import auto_map, save_pruner_extras
-from hf_lop.hub.companions import copy_companions
+from hf_lop.hub.companions import base_metadata, copy_companions
+from hf_lop.hub.comparison_plots import plot_estimate
 from hf_lop.hub.plots import plot_plans, plot_widths
+from hf_lop.recoveries import RECOVERIES
 
 GOLDEN = Path(__file__).parent / "golden"
 DENSE = [1000] * 6
@@ -33,6 +35,10 @@ CONFIG = {
         "dense_widths": DENSE,
         "dense_parameters": 2_000_000,
         "dense_bytes": 4_000_000,
+        "dense_flops": 3_000_000,
+        "flops": 2_308_800,
+        "estimated_divergence": 0.03125,
+        "calibration": {"dataset": "org/data", "samples": 400, "seed": 0},
         "hf_lop_version": __version__,
     },
 }
@@ -51,10 +57,27 @@ LOP = {
         "neuron_parameters": [192] * 6,
         "neuron_bytes": [384] * 6,
     },
-    "calibration": {"dataset": "org/data | train", "samples": 400, "seed": 0},
+    "calibration": {
+        "dataset": "org/data",
+        "samples": {"calibration": 400, "search": 300},
+        "seed": 0,
+        "search": "cmaes",
+        "reward": "divergence",
+        "evaluations per target": 200,
+        "calibration_sha256": "0123456789abcdef",
+        "search_sha256": "fedcba9876543210",
+        "seconds": {"calibration": 1.5, "probes": 26.1, "cmaes": 300.2, "predictor": 7.9},
+        "versions": {"hf_lop": "0.1.0", "torch": "2.14.1", "transformers": "5.23.0"},
+    },
     "predictor_loss": 1.25e-4,
     "max_ratio": 0.8,
-    "search_table": [{"ratio": 0.5, "ratios": [0.5] * 6}],
+    "search_table": [{"ratio": 0.5, "ratios": [0.5] * 6, "reward": -0.07}],
+    "probes": {
+        "ratios": [0.5, 0.95],
+        "damage": [[0.01, 0.05]] * 6,
+        "context": 0.5,
+        "around": [[0.02, 0.06]] * 6,
+    },
 }
 PLANS = {0.2: [900, 700, 800, 700, 700, 1000], 0.3: PRUNED["widths"], 0.5: [700, 200, 400, 500, 300, 900]}
 
@@ -93,6 +116,60 @@ def test_metadata_is_plain_yaml(name):
     assert ModelCard(text).data.to_dict() == metadata
 
 
+def test_the_hub_shows_a_family():
+    found = {name: card.data.to_dict() for name, card in cards().items()}
+    assert {name: data["base_model_relation"] for name, data in found.items()} == {
+        "pruned_model": "finetune",
+        "pruner": "adapter",
+    }
+    assert found["pruner"]["datasets"] == ["org/data"]
+    orphan = pruner_card(LOPConfig(**LOP | {"base_model": None}), PLANS, name="me/p").data.to_dict()
+    assert not {"base_model", "base_model_relation"} & set(orphan)
+
+
+def test_estimates_need_probes():
+    without = pruner_card(LOPConfig(**LOP | {"probes": None}), PLANS, name="me/p")
+    assert "stimated" not in str(without)
+    assert "quality.png" not in str(without)
+    old = {key: value for key, value in CONFIG["pruning_config"].items() if "flops" not in key and "estim" not in key}
+    old = str(pruned_model_card(CONFIG | {"pruning_config": old}, name="me/x", **PRUNED))
+    assert "stimated" not in old
+    assert "FLOPs" not in old
+
+
+def test_estimates_say_whether_candidates_were_recovered():
+    made = CONFIG["pruning_config"] | {"recovery": "sketch"}
+    assert "base model, before recovery:" in str(
+        pruned_model_card(CONFIG | {"pruning_config": made}, name="x", **PRUNED)
+    )
+    made["calibration"] = {"recovery": "sketch"}
+    card = str(pruned_model_card(CONFIG | {"pruning_config": made}, name="x", **PRUNED))
+    assert "base model, after recovery from the sketch:" in card
+    card = str(pruner_card(LOPConfig(**LOP | {"calibration": {"recovery": "sketch"}}), PLANS, name="org/p"))
+    assert "per prediction, after recovery from the sketch. It" in card
+
+
+@pytest.mark.parametrize("recovery", RECOVERIES)
+def test_every_recovery_has_its_words(recovery):
+    made = CONFIG["pruning_config"] | {"recovery": recovery}
+    card = str(pruned_model_card(CONFIG | {"pruning_config": made}, name="x", **PRUNED))
+    words = {"lstsq": "did, by least squares on calibration data", "sketch": "least squares on the pruner's sketch"}
+    words |= {"sequential": "layer after layer by least squares", "fold": "as far as their mean", "bias": "got a bias"}
+    assert [name for name, text in words.items() if text in card] == [recovery]
+    assert f"(`{recovery}`)" in card
+
+
+def test_plots_of_quality(tmp_path):
+    curve, config = {0.0: 0.0, 0.4: 0.02, 0.8: 0.2}, LOPConfig(**LOP)
+    (one,) = plot_estimate(curve, {0.5: -0.07}, "divergence", tmp_path / "q.png").axes
+    assert [line.get_ydata()[0] for line in one.lines] == [0.0, 0.07]
+    upper, lower = plot_estimate(curve, {0.5: 0.9}, "accuracy").axes
+    assert (len(upper.lines), lower.lines[0].get_ydata()[0]) == (1, 0.9)
+    assert len(plot_estimate(curve, {}, None).axes) == 1
+    save_pruner_extras(config, lambda ratio: [round(1000 * (1 - ratio))] * 6, tmp_path, "org/p")
+    assert (tmp_path / "assets" / "quality.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_pruned_card_takes_the_license_of_the_base_model():
     data = cards()["pruned_model"].data.to_dict()
     assert (data["license"], data["language"]) == ("mit", ["en"])
@@ -101,12 +178,12 @@ def test_pruned_card_takes_the_license_of_the_base_model():
     assert data["tags"] == ["lop", "pruned", "chat"]
 
 
-@pytest.mark.parametrize("name", ["pruned_model", "pruner"])
-def test_code_blocks_are_the_first_thing_and_compile(name):
+@pytest.mark.parametrize(("name", "first", "count"), [("pruned_model", 600, 3), ("pruner", 200, 2)])
+def test_code_blocks_are_near_the_top_and_compile(name, first, count):
     body = cards()[name].text.strip()
-    assert body.index("```python") < 400
+    assert body.index("```python") < first
     blocks = re.findall(r"```python\n(.*?)```", body, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == count
     for block in blocks:
         compile(block, name, "exec")
 
@@ -143,17 +220,17 @@ def test_hostile_names_stay_data():
     assert imported == {"hf_lop", "AutoModelForImageTextToText"}
     calibration = {"dataset": "a|b\n\n# Title <script>"}
     card = str(pruner_card(LOPConfig(**LOP | {"calibration": calibration}), PLANS, name="org/p"))
-    assert "| calibration: dataset | a\\|b # Title &lt;script> |" in card
+    assert "| dataset | a\\|b # Title &lt;script> |" in card
 
 
 def test_a_card_of_ones_own_is_kept(tmp_path):
-    config = LOPConfig(**LOP)
-    save_pruner_extras(config, PLANS, tmp_path, "org/first")
-    save_pruner_extras(config, PLANS, tmp_path, "org/second")
+    config, plan = LOPConfig(**LOP), lambda ratio: [round(1000 * (1 - ratio))] * 6
+    save_pruner_extras(config, plan, tmp_path, "org/first")
+    save_pruner_extras(config, plan, tmp_path, "org/second")
     assert "org/second" in (tmp_path / "README.md").read_text()
     assert (tmp_path / "assets" / "plans.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "README.md").write_text((tmp_path / "README.md").read_text().replace(MARKER, ""))
-    save_pruner_extras(config, PLANS, tmp_path, "org/third")
+    save_pruner_extras(config, plan, tmp_path, "org/third")
     assert "org/second" in (tmp_path / "README.md").read_text()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "assets"]  # and no temporary file
 
@@ -192,6 +269,7 @@ def test_a_base_model_out_of_reach_is_a_warning(tmp_path, source):
     with pytest.warns(UserWarning, match="Save them yourself"):
         assert copy_companions(source, None, tmp_path) == {}
     assert not list(tmp_path.iterdir())
+    assert base_metadata(source, None) == {}
 
 
 @pytest.mark.parametrize("layers", [1, 8, 80])

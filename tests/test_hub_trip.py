@@ -69,7 +69,9 @@ def test_pushes_are_whole_and_one_commit_each(trip):
     assert trip.history("me/lop-base") == trip.history("me/base-lop30") == ["Upload model", "initial commit"]
     assert trip.repositories["me/lop-base"].private
     pruner, model = trip.files("me/lop-base"), trip.files("me/base-lop30")
-    assert set(pruner) == {".gitattributes", "README.md", "config.json", "model.safetensors", "assets/plans.png"}
+    assert set(pruner) == {
+        ".gitattributes", "README.md", "config.json", "model.safetensors", "assets/plans.png", "assets/quality.png",
+    }  # fmt: skip
     base = set(trip.files("me/base"))
     assert set(model) == base | {"modeling_lop.py", "assets/widths.png"}
     assert model["LICENSE"] == b"MIT\n"
@@ -88,7 +90,9 @@ def test_cards_name_repositories_commits_and_no_path(trip, tmp_path_factory):
         assert trip.repositories["me/base"].refs["main"] in card
         assert str(tmp_path_factory.getbasetemp()) not in card
         assert "/tmp" not in card
-    assert "license: mit" in model
+        assert "license: mit" in card
+    assert "base_model_relation: finetune" in model
+    assert "base_model_relation: adapter" in pruner
     assert "- tiny" in model
     assert "one picture" in pruner
 

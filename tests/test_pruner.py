@@ -276,3 +276,17 @@ class TestPredictorTable:
         (tmp_path / "table.json").write_text(text)
         with pytest.raises(InvalidInputError):
             read_table(tmp_path / "table.json")
+
+
+def test_estimates_are_kept_only_where_the_probes_speak_of_this_model(pruner, llama):
+    """Another order of neurons, or candidates that were judged recovered, make the number one of something else."""
+
+    def made(calibration, **options):
+        other = copy.deepcopy(pruner)
+        other.config.calibration = {**other.config.calibration, **calibration}
+        return other.prune(copy.deepcopy(llama), 0.5, **options).config.pruning_config["estimated_divergence"]
+
+    expected = pruner.config.estimate(pruner.plan(0.5).widths)
+    assert made({}, recover=None) == pytest.approx(expected, rel=1e-3)
+    assert made({}, recover=None, method="wanda") is None
+    assert made({"recovery": "sketch"}, recover=None) is None

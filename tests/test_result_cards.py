@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hf_lop.errors import InvalidInputError
 from hf_lop.evaluation.card import eval_result_files, with_results
 from hf_lop.evaluation.results import Results, TaskResult
+from hf_lop.hub.cards import RESULTS
 from tests.hub_server import run_python, serve
 
 
@@ -89,6 +90,34 @@ def test_cards_of_all_kinds(card):
     assert with_results(new, results(task()), "model") == new
 
 
+def with_table(card):
+    return f"{card}\n{RESULTS[0]}\nNothing yet.\n{RESULTS[1]}\n\nThe end.\n"
+
+
+def test_table_of_a_card_that_hf_lop_wrote():
+    dense = results(task(metrics={"pope_accuracy": 0.9}))
+    one = task(standard_errors={"pope_accuracy": 0.0123}, samples=4)
+    new = with_results(with_table(CARD), results(one), "model", dense=dense)
+    table = """| benchmark | metric | dense model | this model | questions |
+| --- | --- | ---: | ---: | ---: |
+| other | acc |  | 0.5 |  |
+| pope | pope_accuracy | 0.9 | 0.875 ± 0.012 | 4 of 8 |
+"""
+    assert new.endswith(f"\n{RESULTS[0]}\n{table}{RESULTS[1]}\n\nThe end.\n")
+    assert with_results(new, results(one), "model", dense=dense) == new
+    assert ModelCard(new).data.eval_results[1].metric_args == {"stderr": 0.0123, "dense": 0.9}
+
+
+def test_a_pruner_has_results_of_every_ratio():
+    card = with_table("---\nlicense: mit\n---")
+    for ratio, value in ((0.3, 0.8), (0.5, 0.6), (0.3, 0.9)):
+        card = with_results(card, results(task(metrics={"acc": value})), "pruner", ratio=ratio)
+    rows = [line for line in card.splitlines() if line.startswith("|")]
+    assert rows[0] == "| benchmark | metric | neurons removed | pruned model | questions |"
+    assert rows[2:] == ["| pope | acc | 50.0% | 0.6 | 8 |", "| pope | acc | 30.0% | 0.9 | 8 |"]
+    assert "this model" not in card
+
+
 def test_bad_cards_and_nothing_to_say():
     with pytest.raises(InvalidInputError, match="metadata cannot be read"):
         with_results("---\na: [\n---\n", results(task()), "model")
@@ -127,7 +156,7 @@ from hf_lop.evaluation.results import Results
 demo.load_pruner().prune(demo.MODEL_DIR, 0.3).push_to_hub("me/demo-lop30")
 found = Results.load("results.json")
 benchmarks = {"pope_accuracy": ("org/pope", "default")}
-print(push_results([found, found], "me/demo-lop30", benchmarks=benchmarks).commit_url)
+print(push_results([found, found], "me/demo-lop30", dense=found, benchmarks=benchmarks).commit_url)
 HfApi().create_repo("me/no-card")
 push_results(found, "me/no-card")
 """
@@ -145,7 +174,10 @@ def test_push(tmp_path):
         changed = {path for path in after if after[path] != before.get(path)}
         assert changed == {"README.md", ".eval_results/org_pope_default.yaml"}
         old, new = (files["README.md"].decode() for files in (before, after))
-        assert new.replace(new[new.index("model-index:") : new.index("\n---\n") + 1], "") == old
+        rest = new.replace(new[new.index("model-index:") : new.index("\n---\n") + 1], "")
+        table = [text.index(mark) for text in (rest, old) for mark in RESULTS]
+        assert rest[: table[0]] + rest[table[1] :] == old[: table[2]] + old[table[3] :]
+        assert "| mme | mme_accuracy | 0.875 | 0.875 | 8 |" in rest
         assert len(ModelCard(new).data.eval_results) == 2
         assert len(ModelCard(hub.files("me/no-card")["README.md"].decode()).data.eval_results) == 2
         assert b"\n" in after["README.md"]

@@ -85,6 +85,44 @@ def additive_plans(
     return plans
 
 
+def additive_damage(
+    damage: ArrayLike,
+    probe_ratios: ArrayLike,
+    dense_widths: Sequence[int] | NDArray[np.int64],
+    layer_ratios: ArrayLike,
+    *,
+    around: ArrayLike | None = None,
+    context: float = 0.5,
+) -> float:
+    """Return what one plan costs by the model of [`additive_plans`]: an estimate from probes, nothing is run.
+
+    Args:
+        damage: See `additive_plans`, `[L, P]` float.
+        probe_ratios: The ratios that were probed, `[P]` float.
+        dense_widths: Dense widths `[L]` int, in neurons.
+        layer_ratios: The plan, `[L]` float; a layer cut further than was probed counts as the highest probe.
+        around: See `additive_plans`, `[L, P]` float.
+        context: See `additive_plans`.
+
+    Raises:
+        InvalidInputError: If shapes differ, or a value is not finite or outside its domain.
+    """
+    probes, dense, plan = (
+        np.asarray(values, dtype=np.float64) for values in (probe_ratios, dense_widths, layer_ratios)
+    )
+    losses = np.asarray(damage, dtype=np.float64)
+    within = losses if around is None else np.asarray(around, dtype=np.float64)
+    if plan.shape != dense.shape:
+        raise InvalidInputError(f"layer_ratios has shape {plan.shape}; pass one ratio per layer, [{dense.size}].")
+    target = np.array([(plan * dense).sum() / dense.sum()])
+    _check((losses, within), probes, dense, target, 0.5, context)
+    share = min(1.0, float(target[0]) / (2 * context)) if around is not None else 0.0
+    alone, among = (
+        np.concatenate(_curves(found, probes, [np.array([r]) for r in plan])) for found in (losses, within)
+    )
+    return float(((1 - share) * alone + share * among).sum())
+
+
 def _curves(damage: Floats, probes: Floats, grids: list[Floats]) -> list[Floats]:
     """Damage of every layer at the ratios of its grid, from probes `[L, P]`."""
     rising = np.maximum.accumulate(np.pad(damage, ((0, 0), (1, 0))), axis=1)

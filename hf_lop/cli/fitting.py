@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_lop.cli.options import AsJson, Out, Private, PushTo, new_folder, show
+from hf_lop.cli.options import AsJson, Collection, Out, Private, PushTo, check_push, new_folder, push, show
 
 
 def fit(
@@ -32,6 +32,7 @@ def fit(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the journal of a killed run.")] = False,
     push_to: PushTo = None,
     private: Private = False,
+    collection: Collection = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a pruner for a model from data like that it shall work on.
@@ -39,6 +40,7 @@ def fit(
     Several processes share the work and give the same pruner: accelerate launch --multi_gpu --num_processes 2 -m hf_lop
     fit ..., or torchrun --nproc_per_node 2 -m hf_lop fit ...; without GPUs both run on the CPU.
     """
+    check_push(push_to, collection)
     from hf_lop.processes import launched
 
     processes, journal = launched(), out.with_name(out.name + ".journal")
@@ -73,8 +75,7 @@ def fit(
         return
     fitted.save_pretrained(out)
     report: dict[str, Any] = {"out": str(out), "journal": str(journal), "loss": fitted.config.predictor_loss}
-    if push_to:
-        report["pushed_to"] = str(fitted.push_to_hub(push_to, private=private))
+    report |= push(fitted, push_to, private=private, collection=collection)
     show(report, f"Saved {out}. Its probes and evaluations are in {journal}.", as_json)
 
 
@@ -88,9 +89,11 @@ def train_predictor(
     seed: Annotated[int, typer.Option(help="Seed of weights and training order.")] = 0,
     push_to: PushTo = None,
     private: Private = False,
+    collection: Collection = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a pruner's predictor anew, on its own table of (R, layer ratios) pairs or on another."""
+    check_push(push_to, collection)
     new_folder(out)
     from hf_lop.pairs import read_table
     from hf_lop.pruner import LOPPruner
@@ -99,6 +102,5 @@ def train_predictor(
     losses = loaded.train_predictor(predictor, table=read_table(table) if table else None, seed=seed, progress=True)
     loaded.save_pretrained(out)
     report: dict[str, Any] = {"out": str(out), "predictor": predictor, "epochs": len(losses), "loss": losses[-1]}
-    if push_to:
-        report["pushed_to"] = str(loaded.push_to_hub(push_to, private=private))
+    report |= push(loaded, push_to, private=private, collection=collection)
     show(report, f"Saved {out}: {predictor}, mean squared error {losses[-1]:.2e} after {len(losses)} epochs.", as_json)

@@ -16,6 +16,9 @@ RoundTo = Annotated[int, typer.Option(help="Widths are multiples of this.")]
 Out = Annotated[Path, typer.Option(help="Folder to write; must be new or empty.")]
 PushTo = Annotated[str | None, typer.Option(help="Hub repository to push to as well.")]
 Private = Annotated[bool, typer.Option("--private", help="Make the pushed repository private.")]
+Collection = Annotated[
+    str | None, typer.Option(help="Collection to add the pushed repository to: a title (made if new) or a slug.")
+]
 
 
 def show(data: dict[str, Any], text: str, as_json: bool) -> None:
@@ -26,6 +29,37 @@ def show(data: dict[str, Any], text: str, as_json: bool) -> None:
 def note(message: str) -> None:
     """Print a message on stderr."""
     typer.echo(message, err=True)
+
+
+def check_push(push_to: str | None, collection: str | None) -> None:
+    """Refuse a collection without a push.
+
+    Raises:
+        InvalidInputError: if there is a collection to add to, but nothing to add.
+    """
+    from hf_lop.errors import InvalidInputError
+
+    if collection is not None and push_to is None:
+        raise InvalidInputError(
+            f"--collection {collection!r} is for a repository that is pushed. Add --push-to OWNER/NAME, or leave it out."
+        )
+
+
+def push(model: Any, push_to: str | None, *, private: bool, collection: str | None) -> dict[str, str | None]:
+    """Push a model or pruner if asked to, and say where it is.
+
+    Returns:
+        `dict`: what a report says about it: `pushed_to`, and `collection`, None if it could not be added.
+    """
+    if push_to is None:
+        return {}
+    commit = model.push_to_hub(push_to, private=private)
+    done: dict[str, str | None] = {"pushed_to": str(commit)}
+    if collection is not None:
+        from hf_lop.hub.collections import add_to_collection
+
+        done["collection"] = add_to_collection(commit.repo_url.repo_id, collection, private=private)
+    return done
 
 
 def new_folder(folder: Path) -> None:

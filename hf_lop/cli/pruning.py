@@ -7,6 +7,7 @@ import typer
 
 from hf_lop.cli.options import (
     AsJson,
+    Collection,
     Flops,
     Latency,
     Memory,
@@ -16,8 +17,10 @@ from hf_lop.cli.options import (
     PushTo,
     Ratio,
     RoundTo,
+    check_push,
     new_folder,
     note,
+    push,
     show,
 )
 
@@ -60,9 +63,11 @@ def prune(
     strict: Annotated[bool, typer.Option("--strict", help="Refuse another commit of the base model.")] = False,
     push_to: PushTo = None,
     private: Private = False,
+    collection: Collection = None,
     as_json: AsJson = False,
 ) -> None:
     """Cut a model to a budget and save it, ready for from_pretrained; push it if asked to."""
+    check_push(push_to, collection)
     new_folder(out)
     from hf_lop.pruner import LOPPruner
     from hf_lop.recoveries import RECOVERIES
@@ -85,6 +90,5 @@ def prune(
     note(f"Recovery: {RECOVERIES[recovery]}." if recovery else "Recovery: none.")
     pruned.save_pretrained(out)
     report = {"out": str(out), "pruning_config": pruned.config.pruning_config, "parameters": pruned.num_parameters()}
-    if push_to:
-        report["pushed_to"] = str(pruned.push_to_hub(push_to, private=private))
+    report |= push(pruned, push_to, private=private, collection=collection)
     show(report, f"Saved {out}: {report['parameters']:,} parameters. Load it with from_pretrained.", as_json)

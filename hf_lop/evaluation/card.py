@@ -1,4 +1,4 @@
-"""Results on the card of a model: `model-index` in its metadata, and `.eval_results` files where the user asks for them."""
+"""Results on the card of a model or pruner: in its metadata, in the table of a card of hf_lop, and as `.eval_results` files."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,27 +17,40 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from hf_lop.errors import InvalidInputError
 from hf_lop.evaluation.results import Results, TaskResult
+from hf_lop.hub.cards import RESULTS, cell
 
 SOURCES = {
     "lmms-eval": ("image-text-to-text", "https://github.com/EvolvingLMMs-Lab/lmms-eval"),
     "lm-eval": ("text-generation", "https://github.com/EleutherAI/lm-evaluation-harness"),
 }
 _METADATA = re.compile(r"\A(\s*---[ \t]*\r?\n)(.*?)(^---[ \t]*(?:\r?\n|\Z))", re.DOTALL | re.MULTILINE)
+_TABLE = re.compile(f"(?<={RESULTS[0]}\n).*?(?=^{RESULTS[1]})", re.DOTALL | re.MULTILINE)
 _MODEL_INDEX = re.compile(r"^model-index:.*\n(?:(?:[ \t-].*)?\r?\n)*", re.MULTILINE)  # up to the next key
 
 
-def model_index_entry(task: TaskResult) -> dict[str, Any]:
-    """Return one task as an entry of a card's `model-index`: finite floats, with harness, version and questions asked."""
+def model_index_entry(
+    task: TaskResult, *, dense: TaskResult | None = None, ratio: float | None = None
+) -> dict[str, Any]:
+    """Return one task as an entry of a card's `model-index`: finite floats, with harness, version and questions asked.
+
+    Args:
+        task (`TaskResult`): of the model.
+        dense (`TaskResult`, *optional*): the same task of the dense model.
+        ratio (`float`, *optional*): fraction of neurons that was removed, on the card of a pruner, which makes many models.
+    """
     kind, url = SOURCES[task.harness]
-    asked = {"samples": task.samples, **({"of": task.total} if task.samples < task.total else {})}
+    asked: dict[str, float] = {"samples": task.samples, **({"of": task.total} if task.samples < task.total else {})}
+    if ratio is not None:
+        asked["ratio"] = float(ratio)
     place = {"name": task.task, "type": task.dataset, "config": task.config, "split": task.split, "args": asked}
     metrics = []
     for name, value in task.metrics.items():
         metrics.append(
             {"type": name, "name": name, "value": float(value)}
         )  # NumPy's numbers would become Python objects
-        if name in task.standard_errors:
-            metrics[-1]["args"] = {"stderr": float(task.standard_errors[name])}
+        known = {"stderr": task.standard_errors.get(name), "dense": dense.metrics.get(name) if dense else None}
+        if found := {key: float(number) for key, number in known.items() if number is not None}:
+            metrics[-1]["args"] = found
     return {
         "task": {"type": kind},
         "dataset": {key: value for key, value in place.items() if value is not None},
@@ -48,11 +61,17 @@ def model_index_entry(task: TaskResult) -> dict[str, Any]:
 
 def _subject(entry: Mapping[str, Any]) -> tuple[Any, ...]:
     """What an entry of `model-index` is about."""
-    return (entry["task"]["type"], *(entry["dataset"].get(key) for key in ("name", "type", "config", "split")))
+    dataset = entry["dataset"]
+    ratio = (dataset.get("args") or {}).get("ratio")
+    return (entry["task"]["type"], *(dataset.get(key) for key in ("name", "type", "config", "split")), ratio)
 
 
-def with_results(card: str, results: Results, name: str) -> str:
-    """Return a card with results in its `model-index`; every other character stays as it is.
+def with_results(
+    card: str, results: Results, name: str, *, dense: Results | None = None, ratio: float | None = None
+) -> str:
+    """Return a card with results in its `model-index`, and in its table of results if it has one of hf_lop.
+
+    Every other character stays as it is.
 
     Results of other benchmarks stay; those of the same task on the same data are replaced.
 
@@ -60,6 +79,8 @@ def with_results(card: str, results: Results, name: str) -> str:
         card (`str`): a README.md; "" makes one that holds metadata alone.
         results (`Results`): what to add.
         name (`str`): of the model, where the card has no `model-index` yet.
+        dense (`Results`, *optional*): those of the dense model, to stand beside them.
+        ratio (`float`, *optional*): fraction of neurons that was removed, on the card of a pruner.
 
     Raises:
         InvalidInputError: if there is no result, or the card's metadata cannot be read.
@@ -68,7 +89,8 @@ def with_results(card: str, results: Results, name: str) -> str:
         raise InvalidInputError("The results hold no task, so there is nothing to put on a card.")
     parts = _METADATA.match(card)
     opening, metadata, closing = parts.groups() if parts else ("---\n", "", "---\n")
-    new = [model_index_entry(task) for task in results.tasks]
+    others = {task.task: task for task in dense.tasks} if dense else {}
+    new = [model_index_entry(task, dense=others.get(task.task), ratio=ratio) for task in results.tasks]
     try:
         index = (yaml.safe_load(metadata) or {}).get("model-index") or [{"name": name, "results": []}]
         old = [entry for entry in index[0]["results"] if _subject(entry) not in map(_subject, new)]
@@ -79,7 +101,38 @@ def with_results(card: str, results: Results, name: str) -> str:
     rest = _MODEL_INDEX.sub("", metadata)
     if rest and not rest.endswith("\n"):
         rest += "\n"
-    return opening + rest + text + closing + (card[parts.end() :] if parts else card and f"\n{card}")
+    body = _TABLE.sub(lambda _: _table(index[0]["results"]), card[parts.end() :]) if parts else card and f"\n{card}"
+    return opening + rest + text + closing + body
+
+
+def _table(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Return all results of a `model-index` as a Markdown table; it leaves out columns that nobody filled."""
+    rows = []
+    for entry in entries:
+        asked = entry["dataset"].get("args") or {}
+        for metric in entry.get("metrics") or ():
+            known = metric.get("args") or {}
+            error, count = known.get("stderr"), str(asked.get("samples", ""))
+            rows.append(
+                {
+                    "benchmark": cell(entry["dataset"].get("name", "")),
+                    "metric": cell(metric.get("name") or metric.get("type", "")),
+                    "neurons removed": f"{asked['ratio']:.1%}" if "ratio" in asked else "",
+                    "dense model": f"{known['dense']:.4g}" if "dense" in known else "",
+                    "this model": _number(metric.get("value")) + ("" if error is None else f" ± {error:.2g}"),
+                    "questions": f"{count} of {asked['of']}" if "of" in asked else count,
+                }
+            )
+    if any(row["neurons removed"] for row in rows):
+        rows = [{("pruned model" if key == "this model" else key): text for key, text in row.items()} for row in rows]
+    columns = [column for column in rows[0] if any(row[column] for row in rows)]
+    lines = [columns, ["---" if column in ("benchmark", "metric") else "---:" for column in columns]]
+    lines += [[row[column] for column in columns] for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else cell(value)
 
 
 def eval_result_files(results: Results, benchmarks: Mapping[str, tuple[str, str]]) -> dict[str, str]:
@@ -123,6 +176,7 @@ def push_results(
     results: Results | Sequence[Results],
     repo_id: str,
     *,
+    dense: Results | None = None,
     benchmarks: Mapping[str, tuple[str, str]] | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -130,11 +184,14 @@ def push_results(
 ) -> CommitInfo:
     """Put results on the card of a model on the Hub, in one commit that touches nothing else.
 
+    On the card of the pruner that made the model, results of every ratio stand side by side.
+
     Pushing the model again writes its card anew, without the results: they were those of the old weights.
 
     Args:
         results (`Results` or a sequence): what `evaluate` returned.
-        repo_id (`str`): repository of the model.
+        repo_id (`str`): repository of the model, or of its pruner.
+        dense (`Results`, *optional*): those of the dense model, to stand beside them.
         benchmarks (`Mapping`, *optional*): metrics to write as `.eval_results` files as well, see `eval_result_files`.
         revision (`str`, *optional*): branch.
         token (`str` or `bool`, *optional*): Hub token; the one of `hf auth login` by default.
@@ -157,7 +214,9 @@ def push_results(
     except EntryNotFoundError:
         card = ""
     for one in several:
-        card = with_results(card, one, repo_id.rpartition("/")[2])
+        made = one.pruning or {}
+        ratio = made.get("ratio") if made.get("pruner") == repo_id else None
+        card = with_results(card, one, repo_id.rpartition("/")[2], dense=dense, ratio=ratio)
     changed: dict[str, Any] = {"README.md": card, **files}
     return api.create_commit(
         repo_id,

@@ -47,7 +47,7 @@ def evaluate(
         raise InvalidInputError("--eval-results says what to push, but not where to. Add --push-results REPO.")
     if pruner is not None and push_results == model:
         raise InvalidInputError(
-            f"The results are of a pruned model, and {model} is the dense one. Push them to its own."
+            f"The results are of a pruned model, and {model} is the dense one. Push them to its own repository, or to the pruner's."
         )
     from hf_lop.evaluation.results import Results
     from hf_lop.evaluation.run import evaluate as run
@@ -87,7 +87,8 @@ def evaluate(
     if push_results is not None:
         from hf_lop.evaluation.card import push_results as push
 
-        typer.echo(f"Pushed the results: {push(results, push_results, benchmarks=benchmarks).commit_url}", err=True)
+        done = push(results, push_results, dense=reference, benchmarks=benchmarks)
+        typer.echo(f"Pushed the results: {done.commit_url}", err=True)
 
 
 def _benchmarks(given: list[str]) -> dict[str, tuple[str, str]]:

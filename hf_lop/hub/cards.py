@@ -1,6 +1,8 @@
 """Model cards, rendered from the templates in hub_cards: facts about a repository, and how to use it."""
 
 import json
+import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
 # A card that holds this line is written anew at every save and push; without it, it is the user's own.
 MARKER = "hf_lop writes this card anew at every save and push. Remove this line to keep a card of your own."
+# Between these lines `push_results` puts a table of benchmark results.
+RESULTS = ("<!-- results:begin -->", "<!-- results:end -->")
 CITATION = f"""\
 @article{{zhang2025lop,
   title   = {{LOP: Learning Optimal Pruning for Efficient On-Demand MLLMs Scaling}},
@@ -27,6 +31,10 @@ CITATION = f"""\
   author  = {{{{The hf\\_lop developers}}}},
   version = {{{hf_lop.__version__}}}
 }}"""
+CALIBRATION = (
+    *("dataset", "samples", "seed", "search", "reward", "recovery", "evaluations per target", "method"),
+    *("calibration_sha256", "search_sha256", "report_sha256", "seconds", "versions"),
+)
 PIPELINES = {"AutoModelForImageTextToText": "image-text-to-text", "AutoModelForCausalLM": "text-generation"}
 INHERITED = ("license", "license_name", "license_link", "language")
 
@@ -52,11 +60,31 @@ def _repository(name: str | None, revision: str | None) -> str | None:
     return f"[{name}](https://huggingface.co/{name}){commit}"
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
     """Put any value into one cell of a Markdown table."""
     if isinstance(value, Mapping):
         value = ", ".join(f"{key}: {item}" for key, item in value.items())
     return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _calibration(facts: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Rows on the data, the search and the time behind a pruner, from its config."""
+    found = []
+    facts = facts or {}  # from a file its keys come sorted, and say less
+    for key in [*(known for known in CALIBRATION if known in facts), *sorted({*facts} - {*CALIBRATION})]:
+        value = facts[key]
+        name = key.replace("_sha256", " data: SHA-256 of the batches, first 16 digits")
+        if key == "seconds" and isinstance(value, Mapping):
+            value = {phase: f"{spent} s" for phase, spent in value.items()}
+        found.append((name, value))
+    return [(cell(name), cell(value)) for name, value in found] or [("calibration", "not recorded")]
+
+
+def _flops(number: float) -> str:
+    for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            return f"{number / factor:.2f} {unit}"
+    return f"{number:.0f}"
 
 
 def pruned_model_card(
@@ -91,48 +119,139 @@ def pruned_model_card(
     auto_class = next((auto for auto in PIPELINES if auto in loads_it), loads_it[0] if loads_it else "AutoModel")
     before, after = made["dense_bytes"] / made["dense_parameters"], num_bytes / parameters
     base = _repository(made.get("base_model"), made.get("base_revision"))
-    data = ModelCardData(
-        base_model=made.get("base_model"),
-        library_name="transformers",
-        pipeline_tag=PIPELINES.get(auto_class),
-        tags=["lop", "pruned", *tags],
-        **{key: (base_data or {}).get(key) for key in INHERITED},  # type: ignore[arg-type]
-    )
+    pruner = _repository(made.get("pruner"), made.get("pruner_revision"))
+    sizes = [
+        ("parameters", f"{made['dense_parameters']:,}", f"{parameters:,}", parameters / made["dense_parameters"]),
+        ("memory of the weights", _memory(made["dense_bytes"]), _memory(num_bytes), num_bytes / made["dense_bytes"]),
+        ("FFN neurons", f"{sum(dense):,}", f"{sum(widths):,}", sum(widths) / sum(dense)),
+    ]
+    if "flops" in made:  # missing in repositories of earlier versions
+        flops, dense_flops = made["flops"], made["dense_flops"]
+        sizes.insert(
+            2, ("FLOPs of the text decoder per token", _flops(dense_flops), _flops(flops), flops / dense_flops)
+        )
+    estimate = made.get("estimated_divergence")
+    provenance = {
+        "base model": base or "on no Hub repository",
+        "pruner": pruner or "on no Hub repository",
+        "criterion": f"`{made['criterion']}`",
+    }
     card: ModelCard = ModelCard.from_template(
-        data,
+        _metadata(
+            made.get("base_model"),
+            "finetune",  # the Hub knows adapter, merge, quantized and finetune; pruned weights are changed weights
+            base_data,
+            library_name="transformers",
+            pipeline_tag=PIPELINES.get(auto_class),
+            tags=["lop", "pruned", *tags],
+        ),
         template_path=_template("pruned_model.md.jinja"),
         title=Path(name).name,
-        name=json.dumps(name),
+        **_names(name),
         imports=", ".join(filter(None, (auto_class, processor))),
         auto_class=auto_class,
+        pipeline=PIPELINES.get(auto_class),
         processor=processor,
         processor_variable="processor" if processor == "AutoProcessor" else "tokenizer",
-        base=f"Base model {base}" if base else "The base model is on no Hub repository",
-        pruner=_repository(made.get("pruner"), made.get("pruner_revision")),
+        base=base or f"A `{config['model_type']}` model that is on no Hub repository",
+        pruner=pruner,
         method=made["method"],
         recovery=made.get("recovery"),
         criterion=made["criterion"],
         round_to=made["round_to"],
+        judged=f", {_judged(made.get('calibration'))}" if made.get("recovery") else "",
+        estimate=f"{estimate:.2g}" if estimate is not None else None,
         dtype_note=(
             f"Part of the memory is saved by another dtype: {before:.3g} bytes per parameter before, {after:.3g} after."
             if abs(before / after - 1) > 0.01
             else None
         ),
+        sizes=[(*row, f"{share - 1:+.1%}") for *row, share in sizes],
         **_size(dense, widths, made["dense_parameters"], parameters, num_bytes),
-        dense=_size(dense, dense, made["dense_parameters"], made["dense_parameters"], made["dense_bytes"]),
         neurons_removed=f"{sum(dense) - sum(widths):,}",
-        changes=[
-            f"{after / before - 1:+.1%}"
-            for before, after in (
-                (sum(dense), sum(widths)),
-                (made["dense_parameters"], parameters),
-                (made["dense_bytes"], num_bytes),
-            )
-        ],
+        dense_neurons=f"{sum(dense):,}",
         rows=[
             (layer, f"{full:,}", f"{kept:,}", f"{1 - kept / full:.1%}")
             for layer, (full, kept) in enumerate(zip(dense, widths, strict=True))
         ],
+        provenance=[
+            *provenance.items(),
+            *_calibration(made.get("calibration")),
+            ("pruned with", f"hf_lop {made['hf_lop_version']}"),
+        ],
+        citation=CITATION,
+        marker=MARKER,
+    )
+    return card
+
+
+def pruner_card(
+    config: "LOPConfig",
+    plans: Mapping[float, Sequence[int]],
+    *,
+    name: str,
+    base_data: Mapping[str, Any] | None = None,
+    tags: Iterable[str] = (),
+) -> ModelCard:
+    """Render the card of a pruner.
+
+    Args:
+        config (`LOPConfig`): the pruner's config.
+        plans (`Mapping[float, Sequence[int]]`): widths `[L]` it plans, by pruning ratio.
+        name (`str`): what `from_pretrained` takes: the Hub id, or a folder as seen from its parent.
+        base_data (`Mapping`, *optional*): metadata of the base model's card; license and language are taken from it.
+        tags (`Iterable[str]`): further tags of the card.
+
+    Returns:
+        `ModelCard`: valid metadata and Markdown.
+    """
+    size, base = config.size, config.base_model
+    estimates = {ratio: config.estimate(widths) for ratio, widths in plans.items()}
+    shown = all(estimate is not None for estimate in estimates.values()) and bool(estimates)
+    sizes = [["none", f"{size.parameters:,}", "", _memory(size.num_bytes), _flops(size.flops), *(["0"] * shown)]]
+    for ratio, widths in plans.items():
+        row = _size(size.widths, widths, size.parameters, size.parameters_at(widths), size.bytes_at(widths))
+        cells = [row["neurons_share"], row["parameters"], f"-{row['parameters_share']}", row["memory"]]
+        sizes.append([*cells, _flops(size.flops_at(widths)), *([f"{estimates[ratio]:.2g}"] if shown else [])])
+    loss = config.predictor_loss
+    provenance = {
+        "base model": _repository(base, config.base_revision) or "on no Hub repository",
+        "model type": f"`{config.base_model_type}`",
+        "FFNs": f"{len(size.widths)} layers, {sum(size.widths):,} neurons",
+        "criterion": f"`{config.criterion}`",
+        **dict(_calibration(config.calibration)),
+        "sketch for recovery": f"{config.sketch_rows} directions per layer" if config.sketch_rows else "none",
+        "predictor": f"`{config.predictor}`",
+        "trained target ratios": f"{config.min_ratio:.3g} to {config.max_ratio:.3g}",
+        "training pairs": len(config.search_table or ()),
+        "training error": "not recorded" if loss is None else f"{loss:.2e} mean squared error of a layer's ratio",
+    }
+    dataset = str((config.calibration or {}).get("dataset"))
+    card: ModelCard = ModelCard.from_template(
+        _metadata(
+            base,
+            "adapter",  # of the four relations the Hub knows, the one of a small repository that is applied to its base
+            base_data,
+            library_name="hf_lop",
+            datasets=[dataset] if re.fullmatch(r"[\w.-]+/[\w.-]+", dataset) else None,
+            tags=["lop", "pruning", *tags],
+        ),
+        template_path=_template("pruner.md.jinja"),
+        title=Path(name).name,
+        **_names(name),
+        base_name=f"[{base}](https://huggingface.co/{base})" if base else f"a `{config.base_model_type}` model",
+        base_code=json.dumps(base or "path/to/base"),
+        base_shell=shlex.quote(base or "path/to/base"),
+        benchmark=(
+            "lop-paper  # MMBench, MME, MMMU and POPE" if _reads_images(config.base_model_type) else "hellaswag"
+        ),
+        sketch=config.sketch_rows > 0,
+        min_ratio=f"{config.min_ratio:.3g}",
+        max_ratio=f"{config.max_ratio:.3g}",
+        sizes=sizes,
+        estimates=shown,
+        judged=_judged(config.calibration),
+        provenance=list(provenance.items()),
         citation=CITATION,
         marker=MARKER,
     )
@@ -151,50 +270,23 @@ def _size(
     }
 
 
-def pruner_card(
-    config: "LOPConfig", plans: Mapping[float, Sequence[int]], *, name: str, tags: Iterable[str] = ()
-) -> ModelCard:
-    """Render the card of a pruner.
+def _metadata(base: str | None, relation: str, base_data: Mapping[str, Any] | None, **facts: Any) -> ModelCardData:
+    """Metadata by which the Hub puts a repository under its base model, with the terms of the latter."""
+    inherited: dict[str, Any] = {key: (base_data or {}).get(key) for key in INHERITED}
+    return ModelCardData(base_model=base, base_model_relation=relation if base else None, **inherited, **facts)
 
-    Args:
-        config (`LOPConfig`): the pruner's config.
-        plans (`Mapping[float, Sequence[int]]`): widths `[L]` it plans, by pruning ratio.
-        name (`str`): what `from_pretrained` takes: the Hub id, or a folder as seen from its parent.
-        tags (`Iterable[str]`): further tags of the card.
 
-    Returns:
-        `ModelCard`: valid metadata and Markdown.
-    """
-    size, base = config.size, config.base_model
-    calibration = {f"calibration: {key}": value for key, value in (config.calibration or {}).items()}
-    loss = config.predictor_loss
-    provenance = {
-        "base model": _repository(base, config.base_revision) or "on no Hub repository",
-        "model type": f"`{config.base_model_type}`",
-        "FFNs": f"{len(size.widths)} layers, {sum(size.widths):,} neurons",
-        "criterion": f"`{config.criterion}`",
-        **({key: _cell(value) for key, value in calibration.items()} or {"calibration": "not recorded"}),
-        "sketch for recovery": f"{config.sketch_rows} directions per layer" if config.sketch_rows else "none",
-        "predictor": f"`{config.predictor}`",
-        "trained target ratios": f"{config.min_ratio:.3g} to {config.max_ratio:.3g}",
-        "training pairs": len(config.search_table or ()),
-        "training error": "not recorded" if loss is None else f"{loss:.2e} mean squared error of a layer's ratio",
-    }
-    data = ModelCardData(base_model=base, library_name="hf_lop", tags=["lop", "pruning", *tags])
-    card: ModelCard = ModelCard.from_template(
-        data,
-        template_path=_template("pruner.md.jinja"),
-        title=Path(name).name,
-        name=json.dumps(name),
-        base_name=f"[{base}](https://huggingface.co/{base})" if base else f"a `{config.base_model_type}` model",
-        base_code=json.dumps(base or "path/to/base"),
-        sketch=config.sketch_rows > 0,
-        min_ratio=f"{config.min_ratio:.3g}",
-        max_ratio=f"{config.max_ratio:.3g}",
-        dense=_size(size.widths, size.widths, size.parameters, size.parameters, size.num_bytes),
-        rows=[_size(size.widths, w, size.parameters, size.parameters_at(w), size.bytes_at(w)) for w in plans.values()],
-        provenance=[(_cell(key), value) for key, value in provenance.items()],
-        citation=CITATION,
-        marker=MARKER,
-    )
-    return card
+def _reads_images(model_type: str | None) -> bool:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    return model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+
+def _judged(calibration: Mapping[str, Any] | None) -> str:
+    return "after recovery from the sketch" if (calibration or {}).get("recovery") else "before recovery"
+
+
+def _names(name: str) -> dict[str, str]:
+    """How a template writes a repository in Python and in a shell, and its other constants."""
+    code, shell = json.dumps(name), shlex.quote(name)
+    return {"name": code, "shell_name": shell, "results_begin": RESULTS[0], "results_end": RESULTS[1]}

@@ -3,7 +3,7 @@
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,8 @@ from huggingface_hub import ModelCard
 
 from hf_lop import modeling_lop
 from hf_lop.hub.cards import MARKER, pruned_model_card, pruner_card
-from hf_lop.hub.companions import PROCESSOR, TERMS, TOKENIZER, copy_companions, matches, write_whole
+from hf_lop.hub.companions import PROCESSOR, TERMS, TOKENIZER, base_metadata, copy_companions, matches, write_whole
+from hf_lop.hub.comparison_plots import plot_estimate
 from hf_lop.hub.plots import plot_plans, plot_widths
 from hf_lop.hub.pushing import WEIGHTS, open_repository, push_folder
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hf_lop.configuration_lop import LOPConfig
+
+SHOWN = (0.2, 0.3, 0.5, 0.7)  # pruning ratios on a pruner's card
 
 
 def _write_figure(path: Path, figure: "Figure") -> None:
@@ -101,24 +104,38 @@ def save_pruned_extras(
 
 def save_pruner_extras(
     config: "LOPConfig",
-    plans: Mapping[float, Sequence[int]],
+    plan: Callable[[float], Sequence[int]],
     directory: str | Path,
     repo_id: str | None = None,
     *,
     tags: Iterable[str] = (),
 ) -> None:
-    """Write card and plot of a pruner.
+    """Write card and plots of a pruner.
 
     Args:
         config (`LOPConfig`): the pruner's config.
-        plans (`Mapping[float, Sequence[int]]`): widths `[L]` it plans, by pruning ratio.
+        plan (`Callable`): the widths `[L]` it plans for a pruning ratio.
         directory (`str` or `Path`): folder the pruner was saved to.
         repo_id (`str`, *optional*): Hub id the card names; else the card names the folder.
         tags (`Iterable[str]`): further tags of the card.
     """
-    directory = Path(directory)
-    _write_card(directory, pruner_card(config, plans, name=repo_id or f"./{directory.resolve().name}", tags=tags))
+    directory, low, high = Path(directory), config.min_ratio, config.max_ratio
+    plans = {ratio: plan(ratio) for ratio in [r for r in SHOWN if low <= r <= high] or [high]}
     _write_figure(directory / "assets" / "plans.png", plot_plans(plans, config.size.widths))
+    quality = directory / "assets" / "quality.png"
+    if config.probes:
+        grid = [high * step / 12 for step in range(13)]
+        curve = {ratio: config.estimate(plan(ratio)) or 0.0 for ratio in grid}
+        found = {row["ratio"]: row["reward"] for row in config.search_table or () if "reward" in row}
+        _write_figure(quality, plot_estimate(curve, found, (config.calibration or {}).get("reward")))
+    card = pruner_card(
+        config,
+        plans,
+        name=repo_id or f"./{directory.resolve().name}",
+        base_data=base_metadata(config.base_model, config.base_revision) if config.base_model else None,
+        tags=tags,
+    )
+    _write_card(directory, card)
 
 
 # -- In place of transformers' methods ----------------------------------------------------------------------------------
@@ -200,7 +217,7 @@ def push_to_hub(original: Callable[..., Any], model: "PreTrainedModel", repo_id:
         original (`Callable`): transformers' `PreTrainedModel.push_to_hub`.
         model (`PreTrainedModel`): any model.
         repo_id (`str`): Hub repository.
-        **kwargs: see transformers.
+        **kwargs: see transformers; for a pruned model also `collection`, the title or slug of a collection to add it to.
 
     Returns:
         `CommitInfo`: the commit, with its URL.

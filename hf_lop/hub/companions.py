@@ -11,7 +11,7 @@ from typing import Any
 import huggingface_hub
 import yaml
 from huggingface_hub import ModelCard
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
 PROCESSOR = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 TOKENIZER = (
@@ -76,8 +76,20 @@ def copy_companions(source: str | Path, revision: str | None, destination: str |
         target = Path(destination) / file.name
         if file.is_file() and matches(file.name, patterns) and not target.exists():
             write_whole(target, file.read_bytes())
+    return _metadata(folder / "README.md")
+
+
+def base_metadata(repo_id: str, revision: str | None) -> dict[str, Any]:
+    """Return the metadata of a card on the Hub, or of its copy in the cache; empty if there is neither."""
     try:
-        metadata: dict[str, Any] = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data.to_dict()
+        return _metadata(huggingface_hub.hf_hub_download(repo_id, "README.md", revision=revision))
+    except (OSError, HFValidationError, EntryNotFoundError):
+        return {}
+
+
+def _metadata(card: str | Path) -> dict[str, Any]:
+    try:
+        metadata: dict[str, Any] = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
     except (OSError, ValueError, yaml.YAMLError):
         return {}  # no card, or one that the Hub cannot read either
     return metadata

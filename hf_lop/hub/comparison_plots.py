@@ -1,4 +1,4 @@
-"""Plots of a comparison of methods: quality over size, and the layer ratios. Pyplot's state is never touched."""
+"""Plots of quality over size and of layer ratios, of one pruner and of several methods. Pyplot's state is never touched."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -160,6 +160,48 @@ def plot_searches(curves: Mapping[float, Mapping[str, Sequence[Sequence[float]]]
     axes[0].set_ylabel("best reward on the search data", color=INK)
     _legend(figure, *axes[0].get_legend_handles_labels())
     figure.savefig(path, format="png")
+
+
+def plot_estimate(
+    curve: Mapping[float, float], searched: Mapping[float, float], reward: str | None, path: str | Path | None = None
+) -> "Figure":
+    """Draw what a pruner's search data say about quality: the estimated divergence over the share of neurons removed.
+
+    Args:
+        curve (`Mapping[float, float]`): estimated divergence in nats per prediction, by pruning ratio.
+        searched (`Mapping[float, float]`): reward of the best plan that a search found, by target ratio; may be empty.
+        reward (`str`, *optional*): its name. A divergence is drawn beside the estimate, anything else in a second panel.
+        path (`str` or `Path`, *optional*): PNG file to write.
+
+    Returns:
+        `Figure`: the figure.
+    """
+    same = reward == "divergence"
+    figure = _figure(6.4, 3.6 if same or not searched else 6.6)
+    axes: list[Axes] = list(figure.subplots(1 if same or not searched else 2, 1, squeeze=False, sharex=True)[:, 0])
+    axes[0].plot(
+        list(curve), list(curve.values()), color=KEPT, linewidth=2.6, label="estimate from single-layer probes"
+    )
+    axes[0].set_title(
+        "Divergence from the dense model, nats per prediction", loc="left", fontsize=11, color=INK, pad=8
+    )
+    if searched:
+        values = [-value if same else value for value in searched.values()]
+        label = "best plan of the search, measured on the search data"
+        axes[-1].plot(
+            list(searched), values, "o", color=COLOURS[0], markersize=4.5, markeredgecolor="white", label=label
+        )
+        if not same:
+            axes[1].set_title(f"Reward of the search: {reward}", loc="left", fontsize=11, color=INK, pad=8)
+    for axis in axes:
+        _tidy(axis)
+        axis.legend(loc="upper left" if axis is axes[0] else "lower left", frameon=False, fontsize=9, labelcolor=INK)
+    axes[0].set_ylim(bottom=0)
+    axes[-1].set_xlabel("FFN neurons removed", color=INK)
+    axes[-1].xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    if path is not None:
+        figure.savefig(path, format="png")
+    return figure
 
 
 def _figure(width: float, height: float) -> "Figure":

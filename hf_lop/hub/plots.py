@@ -42,7 +42,7 @@ def plot_plans(
         `Figure`: the figure, with one panel per plan.
     """
     panels = [(_title(widths, dense_widths), widths) for widths in plans.values()]
-    return _plot(panels, dense_widths, path, height=2.7)
+    return _plot(panels, dense_widths, path, height=2.1)
 
 
 def _title(widths: Sequence[int], dense_widths: Sequence[int]) -> str:

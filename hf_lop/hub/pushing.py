@@ -9,6 +9,7 @@ from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import EntryNotFoundError
 
 from hf_lop.hub.cards import MARKER
+from hf_lop.hub.collections import add_to_collection
 from hf_lop.hub.companions import write_whole
 
 # A push replaces all weights: a file of an earlier push must not be read in place of the new ones.
@@ -45,6 +46,7 @@ def push_folder(
     commit_message: str | None = None,
     commit_description: str | None = None,
     create_pr: bool = False,
+    collection: str | None = None,
 ) -> CommitInfo:
     """Save to a temporary folder and push it in one commit. A card of the user's own on the Hub stays as it is.
 
@@ -57,6 +59,7 @@ def push_folder(
         commit_message (`str`, *optional*): first line of the commit message.
         commit_description (`str`, *optional*): the rest of it.
         create_pr (`bool`): open a pull request instead of committing to the branch.
+        collection (`str`, *optional*): title or slug of a collection to add the repository to, see `add_to_collection`.
 
     Returns:
         `CommitInfo`: the commit, with its URL.
@@ -66,7 +69,7 @@ def push_folder(
         if card is not None:
             write_whole(Path(folder) / "README.md", card.encode())
         save(Path(folder), repo_id)
-        return api.upload_folder(
+        commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
             revision=revision,
@@ -75,3 +78,6 @@ def push_folder(
             create_pr=create_pr,
             delete_patterns=list(WEIGHTS),
         )
+    if collection is not None:
+        add_to_collection(repo_id, collection, private=private, token=token)
+    return commit
