@@ -29,30 +29,36 @@ ANYMODEL: dict[str, dict[str, str]] = {
 }
 
 
-def _holder(config: dict[str, Any], widths: Sequence[int]) -> dict[str, Any]:
-    """Return the dict, `config` or one inside it, whose `intermediate_size` is this list.
+def check_field(config: Any) -> None:
+    """Check that a text config calls its FFN width what the other loaders of per-layer widths read.
 
     Raises:
-        UnsupportedModelError: if there is none, as where a family calls its FFN width by another name.
+        UnsupportedModelError: if it has another name for it.
     """
-    stack = [config]
-    while stack:
-        found = stack.pop()
-        if found.get(WIDTH) == list(widths):
-            return found
-        stack += [value for value in found.values() if isinstance(value, dict)]
-    raise UnsupportedModelError(
-        f"The config.json of this {config.get('model_type')!r} model holds its widths under another name than {WIDTH!r}, "
-        "which no other loader reads per layer. Export it as uniform instead."
-    )
+    if WIDTH not in getattr(type(config), "__dataclass_fields__", {}):
+        raise UnsupportedModelError(
+            f"A {config.model_type!r} config has another name for its FFN width than {WIDTH!r}, and no other loader reads "
+            "that per layer. Export it as uniform instead."
+        )
 
 
 def _scalar(config: dict[str, Any], widths: Sequence[int], dense: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Copy a config and put the dense width in place of the list; return the copy and the dict in it that held the list."""
+    """Copy a config and put the dense width in place of the list; return the copy and the dict in it that held the list.
+
+    Raises:
+        InvalidInputError: if there is no such list.
+    """
     result = copy.deepcopy(config)
-    holder = _holder(result, widths)
-    holder[WIDTH] = dense
-    return result, holder
+    stack = [result]
+    while stack:
+        holder = stack.pop()
+        if holder.get(WIDTH) == list(widths):
+            holder[WIDTH] = dense
+            return result, holder
+        stack += [value for value in holder.values() if isinstance(value, dict)]
+    raise InvalidInputError(
+        f"The config has no {WIDTH} {list(widths)}. Pass the config.json of the pruned model itself."
+    )
 
 
 def per_layer_config(config: dict[str, Any], widths: Sequence[int], dense: int) -> dict[str, Any]:
@@ -67,7 +73,7 @@ def per_layer_config(config: dict[str, Any], widths: Sequence[int], dense: int) 
         `dict`: the new config; `auto_map` stays, because `modeling_lop.py` reads this spelling too.
 
     Raises:
-        UnsupportedModelError: if the family calls its FFN width by another name.
+        InvalidInputError: if the config does not hold the widths.
 
     Source: transformers, integrations/heterogeneity/configuration_utils.py.
     """
@@ -116,8 +122,7 @@ def block_configs(config: dict[str, Any], widths: Sequence[int], dense: int) -> 
         `dict`: the new config.
 
     Raises:
-        UnsupportedModelError: if the family calls its FFN width by another name.
-        InvalidInputError: if the config does not tell the number of attention heads.
+        InvalidInputError: if the config does not hold the widths, or does not tell the number of attention heads.
     """
     result, holder = _scalar(config, widths, dense)
     heads = holder.get("num_key_value_heads", holder.get("num_attention_heads"))

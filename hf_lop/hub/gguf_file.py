@@ -41,7 +41,9 @@ def check_config(config: Any) -> None:
         reason = f"is none of {', '.join(FAMILIES)}: llama.cpp's only Llama-like architecture with one width per layer is deci"
     elif config.hidden_act != "silu":
         reason = f"has the activation {config.hidden_act}; deci computes silu"
-    elif getattr(config, "sliding_window", None) or "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+    elif getattr(config, "sliding_window", None) or "sliding_attention" in (
+        getattr(config, "layer_types", None) or ()
+    ):
         reason = "attends through a sliding window, which deci does not have"
     elif rope.get("rope_type", "default") not in ROPES or rope.get("partial_rotary_factor", 1) != 1:
         reason = f"has rotary positions of type {rope.get('rope_type')}; hf_lop writes {', '.join(ROPES)}"
@@ -71,7 +73,9 @@ def _rope_factors(model: PreTrainedModel) -> np.ndarray | None:
     """By how much each rotary frequency is lower than the plain one, `[d/2] float32`; None where none is."""
     inv_freq = model.get_decoder().rotary_emb.inv_freq.float().cpu()
     config: Any = model.config
-    plain = config.rope_parameters["rope_theta"] ** -(torch.arange(0, len(inv_freq) * 2, 2).float() / len(inv_freq) / 2)
+    plain = config.rope_parameters["rope_theta"] ** -(
+        torch.arange(0, len(inv_freq) * 2, 2).float() / len(inv_freq) / 2
+    )
     factors = plain / inv_freq
     return None if torch.allclose(factors, torch.ones(()), rtol=1e-5) else factors.numpy()
 

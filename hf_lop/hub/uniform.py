@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from hf_lop.errors import UnsupportedModelError
 from hf_lop.hub.loading import auto_class
-from hf_lop.modeling_lop import DENSE_WIDTH, FFN, _field, find_ffns, text_configs, take_neurons
+from hf_lop.modeling_lop import DENSE_WIDTH, FFN, _field, find_ffns, take_neurons, text_configs
 
 
 def _silence(module: Any, first: int, width: int, *, rows: bool) -> None:
@@ -42,11 +42,12 @@ def widen(model: PreTrainedModel, ffn: FFN, width: int) -> FFN:
     return wide
 
 
-def make_uniform(model: PreTrainedModel) -> int:
+def make_uniform(model: PreTrainedModel, dense: int) -> int:
     """Pad every FFN of a pruned model to the widest, in place, and make its config an ordinary one.
 
     Args:
         model (`PreTrainedModel`): a pruned model; its function stays the same.
+        dense (`int`): the width before pruning.
 
     Returns:
         `int`: the width that all layers have now.
@@ -60,15 +61,36 @@ def make_uniform(model: PreTrainedModel) -> int:
         vars(config)[_field(type(config))] = width
         vars(config).pop(DENSE_WIDTH, None)
     vars(model.config).pop("auto_map", None)
-    with torch.device("meta"):
-        stock = auto_class(model.config).from_config(model.config)
     for ffn in ffns:
         widen(model, ffn, width)
+    if _misfits(model):
+        _rename(model, dense, width)
+    return width
+
+
+def _misfits(model: PreTrainedModel) -> list[str]:
+    """Names of weights whose shapes are not those that the stock class gives them for the model's config."""
+    with torch.device("meta"):
+        stock = auto_class(model.config).from_config(model.config)
     expected = {name: tuple(value.shape) for name, value in stock.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    if wrong := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} sizes other weights by its FFN width too ({wrong[0]}), so no ordinary config fits it. "
-            "Load the pruned repository itself, with hf_lop or trust_remote_code=True."
-        )
-    return width
+    return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+
+
+def _rename(model: PreTrainedModel, dense: int, width: int) -> None:
+    """Set the width under the name that the family's own config has for it, such as n_inner: the one that fits."""
+    wrong = _misfits(model)
+    text = text_configs(model)
+    names = [name for name, value in vars(text[0]).items() if value == dense or name == "n_inner"]
+    for name in names:
+        before = [getattr(config, name) for config in text]
+        for config in text:
+            setattr(config, name, width)
+        if not _misfits(model):
+            return
+        for config, value in zip(text, before, strict=True):
+            setattr(config, name, value)
+    raise UnsupportedModelError(
+        f"{type(model).__name__} sizes other weights by its FFN width too ({wrong[0]}), so no ordinary config fits it. "
+        "Load the pruned repository itself, with hf_lop or trust_remote_code=True."
+    )
