@@ -57,7 +57,11 @@ def folders(tmp_path_factory):
 
 def run_llama_cpp(requests, tmp_path):
     (tmp_path / "requests.json").write_text(json.dumps(requests))
-    command = [sys.executable, str(Path(__file__).parent / "llama_cpp.py"), str(tmp_path / "requests.json")]
+    command = [
+        sys.executable,
+        str(Path(__file__).parent.parent / "examples/runtimes/run_llama_cpp.py"),
+        str(tmp_path / "requests.json"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=os.environ, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout[done.stdout.rindex("RESULT ") + 7 :])

@@ -27,7 +27,7 @@ def test_vllm_computes_the_same(kind, tmp_path):
     save(model, tmp_path / "model", kind="gpt-2")
     prompts = [[5, 9, 200, 41], list(range(10, 40))]
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
-    script = Path(__file__).parent / "vllm_run.py"
+    script = Path(__file__).parent.parent / "examples/runtimes/run_vllm.py"
     clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [PYTHON, str(script), str(tmp_path / "model"), str(tmp_path / "prompts.json")],

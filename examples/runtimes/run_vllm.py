@@ -1,4 +1,4 @@
-"""Run a model folder in vLLM's transformers backend: `PYTHON_WITH_VLLM tests/vllm_run.py FOLDER PROMPTS.json`.
+"""Run a model folder in vLLM's transformers backend: `PYTHON_WITH_VLLM examples/runtimes/run_vllm.py FOLDER PROMPTS.json`.
 
 Prints, for every prompt of token ids, the log-probabilities of the likeliest first tokens and the greedy tokens.
 """
@@ -6,6 +6,7 @@ Prints, for every prompt of token ids, the log-probabilities of the likeliest fi
 import json
 import os
 import sys
+from pathlib import Path
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -14,10 +15,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 COUNT, TOKENS = 8, 4
 
 
-def main():
+def main() -> None:
+    """Load, generate, print."""
     from vllm import LLM, SamplingParams
 
-    folder, prompts = sys.argv[1], json.load(open(sys.argv[2], encoding="utf-8"))
+    folder, prompts = sys.argv[1], json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
     llm = LLM(
         folder,
         model_impl="transformers",
@@ -28,7 +30,7 @@ def main():
         enforce_eager=True,
     )
     sampling = SamplingParams(temperature=0.0, max_tokens=TOKENS, logprobs=COUNT, ignore_eos=True)
-    outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling)
+    outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False)
     answers = [
         {
             "tokens": list(output.outputs[0].token_ids),
