@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_lop import export
-from hf_lop.errors import UnsupportedModelError
+from hf_lop.errors import CheckpointMismatchError, InvalidInputError, UnsupportedModelError
 from hf_lop.hub.gguf_tokenizer import PRE_TOKENIZERS, pre_tokenizer_name
 from hf_lop.modeling_lop import add_output_biases, find_ffns, mark_output_biases
 from tests.tiny_models import tiny_model
@@ -123,6 +123,25 @@ def test_what_deci_cannot_compute_is_refused(kind, changes, words, tmp_path):
 def test_a_multimodal_model_is_refused(tmp_path):
     prune_tiny(tiny_model("qwen2_5_vl")).save_pretrained(tmp_path / "model")
     with pytest.raises(UnsupportedModelError, match="is multimodal"):
+        export(tmp_path / "model", "gguf", tmp_path / "out")
+
+
+def test_without_a_tokenizer(tmp_path):
+    prune_tiny(text_model("llama")).save_pretrained(tmp_path / "model")
+    with pytest.raises(InvalidInputError, match="has no tokenizer"):
+        export(tmp_path / "model", "gguf", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_other_dtypes_are_refused(tmp_path):
+    save(prune_tiny(text_model("llama", torch.float64)), tmp_path / "model")
+    with pytest.raises(UnsupportedModelError, match=r"torch\.float64"):
+        export(tmp_path / "model", "gguf", tmp_path / "out")
+
+
+def test_a_vocabulary_larger_than_the_embedding(tmp_path):
+    save(prune_tiny(text_model("llama", vocab_size=300)), tmp_path / "model")
+    with pytest.raises(CheckpointMismatchError, match="embedding 300 rows"):
         export(tmp_path / "model", "gguf", tmp_path / "out")
 
 

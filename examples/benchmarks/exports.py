@@ -135,21 +135,26 @@ def main() -> None:
         if arguments.vllm and dtype == torch.float32:
             (arguments.work / "prompts.json").write_text(json.dumps(tokens))
             script = HERE.parent / "runtimes/run_vllm.py"
-            command = [arguments.vllm, str(script), str(folder.resolve()), str(arguments.work / "prompts.json")]
-            answers = run(command, PYTHONPATH="")
-            errors, greedy = [], 0
-            for ids, wanted, said in zip(tokens, expected, answers, strict=True):
-                errors += [abs(value - float(wanted[int(token)])) for token, value in said["logprobs"].items()]
-                longer = list(ids)
-                with torch.no_grad():
-                    for _ in said["tokens"]:
-                        longer.append(int(reference(torch.tensor([longer])).logits[0, -1].argmax()))
-                greedy += longer[len(ids) :] == said["tokens"]
-            rows.append(
-                f"| vLLM, transformers backend | none: the repository as it is | {name} | {max(errors):.1e} (8 likeliest) | "
-                f"{greedy} of {len(tokens)} | and so are the next 3 |"
-            )
-            print(rows[-1], file=sys.stderr)
+            for to, implementation, runtime in (
+                ("none: the repository as it is", "transformers", "vLLM, transformers backend"),
+                ("`uniform`", "vllm", "vLLM, its own code"),
+            ):
+                served = folder if implementation == "transformers" else arguments.work / f"{name}-uniform"
+                command = [arguments.vllm, str(script), str(served.resolve()), str(arguments.work / "prompts.json")]
+                answers = run([*command, implementation], PYTHONPATH="")
+                errors, greedy = [], 0
+                for ids, wanted, said in zip(tokens, expected, answers, strict=True):
+                    errors += [abs(value - float(wanted[int(token)])) for token, value in said["logprobs"].items()]
+                    longer = list(ids)
+                    with torch.no_grad():
+                        for _ in said["tokens"]:
+                            longer.append(int(reference(torch.tensor([longer])).logits[0, -1].argmax()))
+                    greedy += longer[len(ids) :] == said["tokens"]
+                rows.append(
+                    f"| {runtime} | {to} | {name} | {max(errors):.1e} (8 likeliest) | {greedy} of {len(tokens)} | and so are "
+                    "the next 3 |"
+                )
+                print(rows[-1], file=sys.stderr)
     widths = reference.config.intermediate_size
     count = sum(path.stat().st_size for path in (arguments.work / "bfloat16-gguf").glob("*.gguf"))
     uniform = AutoModelForCausalLM.from_pretrained(arguments.work / "bfloat16-uniform").num_parameters()

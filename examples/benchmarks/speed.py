@@ -8,9 +8,10 @@ the last token only); decode is one token behind that prompt, at batch 1 with th
 prefill is dense over pruned FLOPs: all projections for every token, causal attention, and the vocabulary projection once.
 That of decode is dense over pruned bytes: all weights, the vocabulary projection's once, and the cache.
 
-All models run in turn, round by round, each with another widths draw per layer; a speed-up is the median over rounds of
-dense over pruned time within the round. Times are CPU seconds of one thread, so that other load on the machine disturbs
-less. Writes results/speed.json and speed.md.
+A model without FFNs runs along: what it takes is no FFN's doing, and FFNs alone are judged by the rest, next to dense over
+pruned neurons. All models run in turn, round by round; a speed-up is the median over rounds of dense over pruned time
+within the round. Times are CPU seconds of one thread, so that other load on the machine disturbs less. Writes
+results/speed.json and speed.md.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 import hf_lop  # noqa: F401
@@ -50,6 +52,14 @@ def draw(dense: list[int], ratio: float, round_to: int, seed: int) -> list[int]:
     ratios = ratio * np.random.default_rng(seed).uniform(0.7, 1.3, len(dense))
     ratios *= ratio / ratios.mean()
     return [max(1, round(n * (1 - r) / round_to)) * round_to for n, r in zip(dense, ratios, strict=True)]
+
+
+class NoFFN(nn.Module):
+    """Stands in for an FFN and takes no time."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return zeros."""
+        return torch.zeros_like(hidden)
 
 
 def reload(model: Any) -> Any:
@@ -96,6 +106,10 @@ def run(dtype: torch.dtype, rounds: int, steps: int) -> dict[str, Any]:
             slice_ffns(pruned, [torch.randperm(n, generator=generator)[:k] for n, k in zip(widths, kept, strict=True)])
             models[f"{ratio:.0%}, {round_to}"] = reload(pruned)
     cost = {name: costs(model, TOKENS) for name, model in models.items()}
+    kept = {name: [ffn.width for ffn in find_ffns(model)] for name, model in models.items()}
+    for layer in loaded.model.layers:
+        layer.mlp = NoFFN()
+    models["without FFNs"] = loaded
     ids = torch.randint(100, 40000, (1, TOKENS), generator=torch.Generator().manual_seed(0))
     times: dict[str, list[dict[str, float]]] = {name: [] for name in models}
     for done in range(rounds + 1):
@@ -105,16 +119,23 @@ def run(dtype: torch.dtype, rounds: int, steps: int) -> dict[str, Any]:
                 times[name].append(found)
     result: dict[str, Any] = {}
     for name in models:
-        row: dict[str, Any] = {"widths": [ffn.width for ffn in find_ffns(models[name])]}
+        row: dict[str, Any] = {"widths": kept[name]} if name in kept else {}
         for phase in ("prefill", "decode"):
             row[f"{phase}, ms"] = round(1e3 * statistics.median(run[phase] for run in times[name]), 2)
-            if name != "dense":
-                pairs = zip(times["dense"], times[name], strict=True)
-                speed_up = statistics.median(dense[phase] / own[phase] for dense, own in pairs)
+            if name in kept and name != "dense":
+                runs = zip(times["dense"], times[name], strict=True)
+                speed_up = statistics.median(dense[phase] / own[phase] for dense, own in runs)
+                typical = [
+                    statistics.median(run[phase] for run in times[key]) for key in ("dense", name, "without FFNs")
+                ]
+                alone = (typical[0] - typical[2]) / (typical[1] - typical[2])
                 ideal = cost["dense"][phase] / cost[name][phase]
                 row |= {f"{phase}, speed-up": round(speed_up, 3), f"{phase}, ideal": round(ideal, 3)}
                 row[f"{phase}, achieved"] = round(speed_up / ideal, 3)
+                row[f"{phase}, FFNs achieved"] = round(alone / (sum(widths) / sum(kept[name])), 3)
         result[name] = row
+    outside = cost["dense"]["prefill"] - sum(widths) * 6 * loaded.config.hidden_size * TOKENS
+    result["without FFNs"] |= {"share of FLOPs": round(outside / cost["dense"]["prefill"], 3)}
     return result
 
 
@@ -125,21 +146,24 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"`python examples/benchmarks/speed.py`: {report['machine']}, torch {report['torch']}, medians of "
         f"{report['rounds']} rounds, load of the machine {report['load']}. Prefill of {TOKENS} tokens and decoding of one token "
-        f"behind them, batch 1, one thread. Goal: {GOAL} of the ideal speed-up.",
+        f"behind them, batch 1, one thread. Goal: {GOAL} of the ideal speed-up. FFNs alone: what they achieve of theirs.",
     ]
     for dtype, rows in report["dtypes"].items():
-        dense = rows["dense"]
+        dense, none = rows["dense"], rows["without FFNs"]
         lines += [
             "",
-            f"{dtype}; dense: {dense['prefill, ms']:.0f} ms prefill, {dense['decode, ms']:.1f} ms per token.",
+            f"{dtype}; dense: {dense['prefill, ms']:.0f} ms prefill, {dense['decode, ms']:.1f} ms per token. What is no FFN takes "
+            f"{none['prefill, ms'] / dense['prefill, ms']:.0%} of the time of the dense prefill for {none['share of FLOPs']:.0%} "
+            f"of its FLOPs, and {none['decode, ms'] / dense['decode, ms']:.0%} of that of a token.",
             "",
-            "| neurons removed | round_to | prefill | ideal | achieved | decode | ideal | achieved |",
-            "|---:|---:|---:|---:|---:|---:|---:|---:|",
+            "| neurons removed | round_to | prefill | ideal | achieved | FFNs alone | decode | ideal | achieved | FFNs alone |",
+            "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
         ]
         for name, row in rows.items():
-            if name != "dense":
+            if "decode, ideal" in row:
                 cells = [
-                    f"{row[f'{phase}, speed-up']:.2f}x | {row[f'{phase}, ideal']:.2f}x | {row[f'{phase}, achieved']:.2f}"
+                    f"{row[f'{phase}, speed-up']:.2f}x | {row[f'{phase}, ideal']:.2f}x | {row[f'{phase}, achieved']:.2f} | "
+                    f"{row[f'{phase}, FFNs achieved']:.2f}"
                     for phase in ("prefill", "decode")
                 ]
                 lines.append(f"| {name.replace(', ', ' | ')} | {' | '.join(cells)} |")
@@ -149,9 +173,9 @@ def markdown(report: dict[str, Any]) -> str:
 def main() -> None:
     """Measure and write both files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=9, help="decoding steps per round")
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--steps", type=int, default=5, help="decoding steps per round")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="torch dtypes")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

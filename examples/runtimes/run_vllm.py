@@ -1,4 +1,6 @@
-"""Run a model folder in vLLM's transformers backend: `PYTHON_WITH_VLLM examples/runtimes/run_vllm.py FOLDER PROMPTS.json`.
+"""Run a model folder in vLLM: `PYTHON_WITH_VLLM examples/runtimes/run_vllm.py FOLDER PROMPTS.json [transformers|vllm]`.
+
+The third argument says whose model code runs: transformers', with remote code, by default, or vLLM's own.
 
 Prints, for every prompt of token ids, the log-probabilities of the likeliest first tokens and the greedy tokens.
 """
@@ -20,10 +22,11 @@ def main() -> None:
     from vllm import LLM, SamplingParams
 
     folder, prompts = sys.argv[1], json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
+    implementation = sys.argv[3] if len(sys.argv) > 3 else "transformers"
     llm = LLM(
         folder,
-        model_impl="transformers",
-        trust_remote_code=True,
+        model_impl=implementation,
+        trust_remote_code=implementation == "transformers",
         dtype="float32",
         max_model_len=128,
         max_num_seqs=4,

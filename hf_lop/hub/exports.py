@@ -224,8 +224,12 @@ def _write(
         return copy_companions(source, None, folder)
     model = load_model(name, token=token, device_map=None)
     if to == "gguf":
-        tokenizer = AutoTokenizer.from_pretrained(name, token=token)
-        write_gguf(model, tokenizer, folder, Path(name).resolve().name if Path(name).is_dir() else Path(name).name)
+        write_gguf(
+            model,
+            _tokenizer(name, token),
+            folder,
+            Path(name).resolve().name if Path(name).is_dir() else Path(name).name,
+        )
         with tempfile.TemporaryDirectory() as spare:  # the file holds the tokenizer: only the terms are for the folder
             metadata = copy_companions(name, None, spare)
             for path in Path(spare).iterdir():
@@ -238,6 +242,16 @@ def _write(
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     _write_config(folder, config | ({"pruning_config": made} if made else {}), to, widths)
     return copy_companions(name, None, folder)
+
+
+def _tokenizer(name: str, token: str | bool | None) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(name, token=token)
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(
+            f"{name} has no tokenizer ({error}), and a GGUF file holds one. Save it beside the model: "
+            "AutoTokenizer.from_pretrained(BASE).save_pretrained(FOLDER)."
+        ) from error
 
 
 def _download(name: str, token: str | bool | None) -> Path:

@@ -105,6 +105,11 @@ def write_gguf(model: PreTrainedModel, tokenizer: Any, folder: Path, name: str) 
         torch.float16: (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16, "F16"),
         torch.bfloat16: (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16, "BF16"),
     }
+    if model.dtype not in kinds:
+        raise UnsupportedModelError(
+            f"A GGUF file cannot be made: the weights are {model.dtype}; hf_lop writes float32, float16 and bfloat16. "
+            "Load the model in one of these with dtype=..., save it, and export that."
+        )
     dtype, file_type, suffix = kinds[model.dtype]
     path = folder / f"{name}-{suffix}.gguf"
     writer = gguf.GGUFWriter(path, "deci")
