@@ -192,12 +192,13 @@ class LOPPruner(PreTrainedModel):
             round_to (`int`): see `plan`.
             method (`str`): "lop", the predicted plan; a plan that was searched, such as "additive" or "cmaes", where the
                 pruner has it; or a baseline from the same statistics: one of `METHODS`.
-            recover (`str`, *optional*): let the output projections take over what the removed neurons did: "lstsq", least
-                squares on `data`; "sketch", least squares on this pruner's sketch of the activations; "fold", their mean,
-                from the stored statistics; "bias", the same as FLAP does it, as biases, which the architecture may not
+            recover (`str`, *optional*): let the output projections take over what the removed neurons did: "sequential", least
+                squares on `data`, layer after layer, each fitted to what is missing behind it; "lstsq", least squares on
+                `data`, every layer by itself; "sketch", the same on this pruner's sketch of the activations; "fold", their
+                mean, from the stored statistics; "bias", the same as FLAP does it, as biases, which the architecture may not
                 have: they come on top of the budget, and only hf_lop or `trust_remote_code=True` loads them; or None. The
-                default, "auto", is "lstsq" with `data`, else "sketch" if there is one, else None.
-                `config.pruning_config["recovery"]` says which it was.
+                default, "auto", is "sequential" with `data` ("lstsq" where the layers do not allow that), else "sketch" if there
+                is one, else None. `config.pruning_config["recovery"]` says which it was.
             data (`Iterable[Mapping]`, *optional*): batches of model inputs like those the model shall work on.
             strict (`bool`): refuse, instead of warn about, another commit of the base model.
 
@@ -239,6 +240,7 @@ class LOPPruner(PreTrainedModel):
         evaluations: int = 200,
         predictor: str = "transformer",
         sketch_rows: int = SKETCH_ROWS,
+        recover: str | None = None,
         seed: int = 0,
         journal: str | Path | None = None,
         base_model: str | None = None,
@@ -279,6 +281,8 @@ class LOPPruner(PreTrainedModel):
             sketch_rows (`int`): directions per layer in the sketch of the activations, which lets `prune` recover without
                 data; even, half a byte per neuron each. 0 for none; nor is one kept, with a warning, where calibration has fewer
                 tokens than a layer has neurons.
+            recover (`str`, *optional*): "sketch" judges every candidate as `prune` leaves it, after recovery from the sketch:
+                what is best then is not what is best without.
             seed (`int`): of the draw of samples, the search, the predictor's initial weights and its training order.
             journal (`str` or `Path`, *optional*): folder that keeps probes and evaluations; the same call with the same
                 folder resumes after a kill, to the same result.
@@ -298,7 +302,7 @@ class LOPPruner(PreTrainedModel):
         check_rows(sketch_rows)
         if targets is None:
             targets = target_grid(0.0, 0.9, 0.0125) if search == "additive" else target_grid()
-        check_arguments(search, criterion, reward, targets, evaluations)
+        check_arguments(search, criterion, reward, targets, evaluations, recover, sketch_rows)
         parts: dict[str, list[Any]] = {}
         facts: dict[str, Any] = {}
         if validation is None:
@@ -328,6 +332,7 @@ class LOPPruner(PreTrainedModel):
             seed=seed,
             journal=journal,
             sketch_rows=sketch_rows,
+            recover=recover,
         )
         config = LOPConfig(
             base_model=base_model or hub_id(model.name_or_path),

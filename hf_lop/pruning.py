@@ -1,6 +1,6 @@
 """Cutting a model to a budget with what a pruner knows."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,13 +8,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import hf_lop
-from hf_lop.errors import InvalidInputError
+from hf_lop.errors import InvalidInputError, UnsupportedModelError
 from hf_lop.ffn.discovery import prunable_ffns
 from hf_lop.ffn.moments import second_moments
 from hf_lop.ffn.size import measure_size
 from hf_lop.ffn.slicing import slice_ffns
 from hf_lop.hub.loading import load_model
 from hf_lop.methods import METHODS, check_method, choose
+from hf_lop.modeling_lop import FFN
 from hf_lop.plan import plan_budget, read_budget
 from hf_lop.recoveries import choose_recovery, fit_recovery
 
@@ -50,7 +51,7 @@ def prune_model(
     """
     kind, _ = read_budget(budgets)
     check_method(method, pruner.config)
-    recover = choose_recovery(recover, data=data is not None, sketch=pruner.config.sketch_rows > 0)
+    asked, recover = recover, choose_recovery(recover, data=data is not None, sketch=pruner.config.sketch_rows > 0)
     if isinstance(model, str | Path):
         if kind not in ("memory", "latency"):  # those depend on the dtype of the model
             pruner.plan(**budgets, round_to=round_to)  # refuses before the model is fetched
@@ -65,7 +66,18 @@ def prune_model(
     ratios, order = choose(method, pruner, model, ffns)
     plan = plan_budget(ratios, size, budgets, round_to=round_to, device=weight.device, dtype=weight.dtype)
     kept = [neurons[:width] for neurons, width in zip(order, plan.widths, strict=True)]
-    write = fit_recovery(recover, pruner, model, ffns, kept, lambda: second_moments(model, data or (), ffns))
+    batches = list(data or ())
+
+    def fitted(name: str | None) -> Callable[[nn.Module, Sequence[FFN]], None]:
+        return fit_recovery(name, pruner, model, ffns, kept, lambda: second_moments(model, batches, ffns), batches)
+
+    try:
+        write = fitted(recover)
+    except UnsupportedModelError:
+        if asked != "auto" or recover != "sequential":
+            raise
+        recover = "lstsq"
+        write = fitted(recover)
     write(model, slice_ffns(model, kept))
     source, commit = hub_id(model.name_or_path), getattr(model.config, "_commit_hash", None)
     known = source in (None, pruner.config.base_model)  # another repository's commit would say nothing

@@ -37,9 +37,8 @@ def recover_lstsq(
     lambda ||W'_K||^2 instead, W'_K = W G_{:,K} (G_KK + lambda I)^-1, draws all columns to zero.) Solved by Cholesky
     factors in float64.
 
-    Every layer is fitted by itself on the dense model's activations. Fitting them in turn, on what already cut layers give,
-    to the dense layer's output took another 16 % of the loss away in a first measurement (one seed, 50 %); see
-    examples/benchmarks/results/recovery_sequential.md.
+    Every layer is fitted by itself on the dense model's activations, so that one pass over the data serves any number of
+    plans. Fitting them in turn is better for one plan, see `recover_in_turn` in hf_lop.ffn.sequential.
 
     Only reads the model, so that it is used before slicing:
 
@@ -148,25 +147,35 @@ def recover_sketch(
         raise InvalidInputError("The sketch belongs to another model. Use the pruner that was made for this one.")
     weights = []
     for layer, (ffn, indices) in enumerate(zip(ffns, check_kept(ffns, kept), strict=True)):
-        weight = output_weight(model, ffn)
-        indices = indices.to(weight.device)
-        stays = weight.index_select(1, indices)
-        square = squares[layer].to(weight.device, torch.float64)
-        if len(indices) < ffn.width and bool(square.any()):
-            sketch = directions[layer].to(weight.device, torch.float64)
-            own = (square - sketch.square().sum(0)).clamp_min(0) + damping * square.clamp_min(
-                1e-9 * float(square.mean())
-            )
-            gone = torch.ones(ffn.width, dtype=torch.bool, device=weight.device)
-            gone[indices] = False
-            inner, scaled = sketch[:, indices], sketch[:, indices] / own[indices]
-            core = torch.eye(len(sketch), dtype=torch.float64, device=weight.device) + scaled @ inner.T
-            cross = weight[:, gone].double() @ sketch[:, gone].T
-            stays = (stays.double() + cross @ torch.linalg.solve(core, scaled)).to(weight.dtype)
-        if not torch.isfinite(stays).all():
+        fitted = fit_sketch(output_weight(model, ffn), directions[layer], squares[layer], indices, damping)
+        if not torch.isfinite(fitted).all():
             raise InvalidInputError(f"The fit of layer {layer} is not finite: the sketch is damaged. Load it again.")
-        weights.append(stays)
+        weights.append(fitted)
     return weights
+
+
+def fit_sketch(
+    weight: torch.Tensor,
+    directions: torch.Tensor,
+    squares: torch.Tensor,
+    kept: torch.Tensor,
+    damping: float = DAMPING,
+) -> torch.Tensor:
+    """Return W'_K `[d, k]` of one layer, in the dtype of W `[d, n]`, its columns in the order of `kept`; see `recover_sketch`."""
+    kept = kept.to(weight.device)
+    stays = weight.index_select(1, kept)
+    square = squares.to(weight.device, torch.float64)
+    if len(kept) == len(square) or not bool(square.any()):
+        return stays
+    sketch = directions.to(weight.device, torch.float64)
+    own = (square - sketch.square().sum(0)).clamp_min(0) + damping * square.clamp_min(1e-9 * float(square.mean()))
+    gone = torch.ones(len(square), dtype=torch.bool, device=weight.device)
+    gone[kept] = False
+    inner, scaled = sketch[:, kept], sketch[:, kept] / own[kept]
+    core = torch.eye(len(sketch), dtype=torch.float64, device=weight.device) + scaled @ inner.T
+    cross = weight[:, gone].double() @ sketch[:, gone].T
+    fitted: torch.Tensor = stays.double() + cross @ torch.linalg.solve(core, scaled)
+    return fitted.to(weight.dtype)
 
 
 def recover_fold(
