@@ -58,9 +58,8 @@ FORMATS = {
         what="every layer is zero-padded to the widest one, so this is an ordinary model for any runtime",
         language="python",
         code="from transformers import AUTO\n\nmodel = AUTO.from_pretrained(NAMEREVISION)",
-        tested="Tested: plain transformers, without hf_lop and without remote code.",
-        saves="It does not save what the other layers are narrower than the widest one: their padding costs memory and time "
-        "like any neuron.",
+        tested="Tested: plain transformers, without hf_lop and without remote code; and vLLM by its own code.",
+        saves="Padding does not save: every layer costs as much memory and time as the widest one.",
     ),
     "gguf": Format(
         what="one GGUF file of architecture `deci`, which has one FFN width per layer",
