@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hf_lop.ffn.importance import neuron_importance as neuron_importance
     from hf_lop.ffn.slicing import slice_ffns as slice_ffns
     from hf_lop.ffn.statistics import collect_statistics as collect_statistics
+    from hf_lop.hub.exports import export as export
     from hf_lop.inspection import inspect_model as inspect_model
     from hf_lop.plan import Plan as Plan
     from hf_lop.pruner import LOPPruner as LOPPruner
@@ -34,6 +35,7 @@ _PUBLIC = {
     "additive_plans": "hf_lop.allocation.additive",
     "collect_statistics": "hf_lop.ffn.statistics",
     "evaluate": "hf_lop.evaluation.run",
+    "export": "hf_lop.hub.exports",
     "find_ffns": "hf_lop.ffn.discovery",
     "inspect_model": "hf_lop.inspection",
     "neuron_importance": "hf_lop.ffn.importance",

@@ -36,7 +36,17 @@ def fails(monkeypatch, capsys, *arguments):
 
 def test_version_and_help():
     assert run("--version").strip() == __version__
-    for command in ("quickstart", "inspect", "plan", "prune", "fit", "compare", "evaluate", "train-predictor"):
+    for command in (
+        "quickstart",
+        "inspect",
+        "plan",
+        "prune",
+        "export",
+        "fit",
+        "compare",
+        "evaluate",
+        "train-predictor",
+    ):
         assert command in run("--help")
         assert "--json" in run(command, "--help")
 
