@@ -511,12 +511,17 @@ def set_widths(model: Any, widths: list[int]) -> None:
     """Write one width per decoder layer into the model's text config."""
     check_widths(widths, None)
     for config in text_configs(model):
-        enable(type(config))
-        dense = vars(config).get(_field(type(config)))
-        if dense is not None and DENSE_WIDTH not in vars(config):
-            setattr(config, DENSE_WIDTH, dense if isinstance(dense, int) else max(dense))
-        setattr(config, WIDTH, list(widths))
+        write_widths(config, widths)
     _enable_models(type(model.config))
+
+
+def write_widths(config: "PreTrainedConfig", widths: list[int]) -> None:
+    """Write one width per decoder layer into a text config."""
+    enable(type(config))
+    dense = vars(config).get(_field(type(config)))
+    if dense is not None and DENSE_WIDTH not in vars(config):
+        setattr(config, DENSE_WIDTH, dense if isinstance(dense, int) else max(dense))
+    setattr(config, WIDTH, list(widths))
 
 
 def check_output_biases(model: Any, ffns: Sequence[FFN]) -> None:
