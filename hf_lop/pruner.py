@@ -16,12 +16,14 @@ from transformers import AutoModel, PreTrainedModel
 from hf_lop.allocation.table import target_grid
 from hf_lop.configuration_lop import LOPConfig
 from hf_lop.data import fingerprint, fitting_parts, part_batches
+from hf_lop.elastic import Elastic, make_elastic
 from hf_lop.errors import CheckpointMismatchError
 from hf_lop.ffn.discovery import prunable_ffns
 from hf_lop.ffn.sketch import SKETCH_ROWS, Sketch, check_rows
 from hf_lop.ffn.statistics import Statistics
 from hf_lop.fitting import Batches, check_arguments, learn
 from hf_lop.hub.checkpoint import save_pruner_extras
+from hf_lop.hub.elastic import PRUNER
 from hf_lop.hub.loading import check_loaded, check_safetensors, load_model, load_processor, read_config
 from hf_lop.hub.pushing import push_folder
 from hf_lop.pairs import training_pairs
@@ -216,6 +218,45 @@ class LOPPruner(PreTrainedModel):
         return prune_model(
             self, model, budgets, round_to=round_to, method=method, recover=recover, data=data, strict=strict
         )
+
+    # -- Any size from one model ---------------------------------------------------------------------------------------
+
+    def make_elastic(self, model: PreTrainedModel | str | Path) -> PreTrainedModel:
+        """Sort the neurons of every FFN by importance, in place, so that one repository gives every size.
+
+        The model computes what it did before, up to the order of summation. Its `save_pretrained` and `push_to_hub` write
+        an elastic repository: a dense checkpoint for any loader, this pruner beside it, and what
+        `from_pretrained(ID, lop_ratio=0.3)` needs to read a size without the rest. One projection at a time is copied.
+
+        Args:
+            model (`PreTrainedModel`, `str` or `Path`): the dense base model; a Hub id or folder is loaded first.
+
+        Returns:
+            `PreTrainedModel`: the same object.
+
+        Raises:
+            UnsupportedModelError: if the model cannot be pruned.
+            CheckpointMismatchError: if this pruner was made for another model, or the model is elastic already. Nothing was
+                changed in either case.
+        """
+        return make_elastic(self, model)
+
+    def elastic(self, model: PreTrainedModel | str | Path) -> Elastic:
+        """Let a dense model change its size in microseconds; it is only read.
+
+        Without a copy of weights for one from an elastic repository; else with a sorted copy of its FFN weights.
+
+        Args:
+            model (`PreTrainedModel`, `str` or `Path`): the dense base model, or the elastic one.
+
+        Returns:
+            `Elastic`: `set_plan` sets the size, `model` runs, `materialize` makes an ordinary pruned model.
+
+        Raises:
+            UnsupportedModelError: if the model cannot be pruned.
+            CheckpointMismatchError: if this pruner was made for another model.
+        """
+        return Elastic(self, model)
 
     # -- Making --------------------------------------------------------------------------------------------------------
 
@@ -444,7 +485,10 @@ class LOPPruner(PreTrainedModel):
         check_safetensors(Path(name))
         wants_info = kwargs.pop("output_loading_info", False)
         hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
-        found = read_config(name, **hub).model_type
+        found = read_config(name, **hub, **({"subfolder": kwargs["subfolder"]} if kwargs.get("subfolder") else {}))
+        if isinstance(getattr(found, "elastic_config", None), dict):
+            return cls.from_pretrained(name, *args, **kwargs, subfolder=PRUNER, output_loading_info=wants_info)
+        found = found.model_type
         if found != "lop":
             raise CheckpointMismatchError(
                 f"{name} holds a model of type {found!r}, not a pruner ('lop'). Pass the id of a pruner repository."

@@ -15,8 +15,9 @@ from hf_lop.ffn.size import measure_size
 from hf_lop.ffn.slicing import slice_ffns
 from hf_lop.hub.loading import load_model
 from hf_lop.methods import METHODS, check_method, choose
-from hf_lop.plan import plan_budget, read_budget
+from hf_lop.plan import Plan, plan_budget, read_budget
 from hf_lop.recoveries import choose_recovery, fit_recovery
+from hf_lop.sorting import twin_for
 
 if TYPE_CHECKING:
     from hf_lop.pruner import LOPPruner
@@ -58,6 +59,7 @@ def prune_model(
         model = load_model(model, **at_base)
     if not isinstance(model, nn.Module):
         raise InvalidInputError(f"model is a {type(model).__name__}; pass a model, a Hub id or a folder.")
+    pruner = twin_for(pruner, model)
     ffns = prunable_ffns(model)
     size = measure_size(model, ffns)
     pruner.config.check_fits(model, size, strict=strict)
@@ -67,11 +69,20 @@ def prune_model(
     kept = [neurons[:width] for neurons, width in zip(order, plan.widths, strict=True)]
     write = fit_recovery(recover, pruner, model, ffns, kept, lambda: second_moments(model, data or (), ffns))
     write(model, slice_ffns(model, kept))
+    record(pruner, model, plan, method=method, recovery=recover, round_to=round_to)
+    return model
+
+
+def record(
+    pruner: "LOPPruner", model: Any, plan: Plan, *, method: str = "lop", recovery: str | None = None, round_to: int = 1
+) -> None:
+    """Let the config of a model that was just cut say how."""
     source, commit = hub_id(model.name_or_path), getattr(model.config, "_commit_hash", None)
     known = source in (None, pruner.config.base_model)  # another repository's commit would say nothing
+    vars(model.config).pop("elastic_config", None)  # a cut model is elastic no more
     model.config.pruning_config = {
         "method": method,
-        "recovery": recover,
+        "recovery": recovery,
         "ratio": round(plan.pruning_ratio, 6),
         "criterion": METHODS[method].criterion or pruner.config.criterion,
         "round_to": round_to,
@@ -79,12 +90,11 @@ def prune_model(
         "base_revision": commit or (pruner.config.base_revision if known else None),
         "pruner": hub_id(pruner.name_or_path),
         "pruner_revision": getattr(pruner.config, "_commit_hash", None),
-        "dense_widths": list(size.widths),
-        "dense_parameters": size.parameters,
-        "dense_bytes": size.num_bytes,
+        "dense_widths": list(plan.dense.widths),
+        "dense_parameters": plan.dense.parameters,
+        "dense_bytes": plan.dense.num_bytes,
         "hf_lop_version": hf_lop.__version__,
     }
-    return model
 
 
 def hub_id(name: str | None) -> str | None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from hf_lop.errors import InvalidInputError, UnsupportedModelError
 from hf_lop.ffn.discovery import prunable_ffns
-from hf_lop.modeling_lop import FFN, layer_widths, set_widths, text_configs, write_widths
+from hf_lop.modeling_lop import FFN, set_widths, text_configs, write_widths
 
 
 def shadow(model: nn.Module) -> Any:
@@ -165,8 +165,7 @@ class ElasticModel:
             for module, projection in zip([*inputs, output], projections, strict=True):
                 for name, dense in projection.dense.items():
                     module._parameters[name].requires_grad_(dense.requires_grad)
-        if layer_widths(text_configs(cut)[0]) is not None:
-            set_widths(cut, list(self.widths))  # now that it is cut, loaders must know
+        set_widths(cut, list(self.widths))
         return cut
 
 
