@@ -74,7 +74,7 @@ class Elastic:
         """Prepare a model; see [`~LOPPruner.elastic`] for arguments and errors."""
         model = _loaded(pruner, model)
         self._pruner = twin_for(pruner, model)
-        size = measure_size(model, prunable_ffns(model))
+        self._size = size = measure_size(model, prunable_ffns(model))
         self._pruner.config.check_fits(model, size, strict=False)
         self._elastic = ElasticModel(model, self._pruner.order())
         self.model: Any = self._elastic.model
@@ -92,7 +92,9 @@ class Elastic:
         """
         plan = plan if isinstance(plan, Plan) else self._pruner.plan(plan)
         if plan.dense.widths != self.plan.dense.widths:
-            raise InvalidInputError("The plan is of another model: its dense widths differ. Plan with this model's pruner.")
+            raise InvalidInputError(
+                "The plan is of another model: its dense widths differ. Plan with this model's pruner."
+            )
         self._elastic.set_widths(plan.widths)
         self.plan = plan
 
@@ -103,5 +105,5 @@ class Elastic:
             `PreTrainedModel`: an ordinary pruned model with weights of its own; it saves, pushes and trains.
         """
         cut: PreTrainedModel = self._elastic.materialize()
-        record(self._pruner, cut, Plan(self.plan.widths, self.plan.dense))
+        record(self._pruner, cut, Plan(self.plan.widths, self._size))
         return cut

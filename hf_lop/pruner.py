@@ -482,13 +482,12 @@ class LOPPruner(PreTrainedModel):
             CheckpointMismatchError: if it is no pruner repository, or a file of it is damaged.
         """
         name = pretrained_model_name_or_path
-        check_safetensors(Path(name))
         wants_info = kwargs.pop("output_loading_info", False)
-        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
-        found = read_config(name, **hub, **({"subfolder": kwargs["subfolder"]} if kwargs.get("subfolder") else {}))
-        if isinstance(getattr(found, "elastic_config", None), dict):
-            return cls.from_pretrained(name, *args, **kwargs, subfolder=PRUNER, output_loading_info=wants_info)
-        found = found.model_type
+        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "subfolder") if key in kwargs}
+        if isinstance(getattr(read_config(name, **hub), "elastic_config", None), dict):
+            kwargs["subfolder"] = hub["subfolder"] = PRUNER
+        check_safetensors(Path(name) / hub.get("subfolder", ""))
+        found = read_config(name, **hub).model_type
         if found != "lop":
             raise CheckpointMismatchError(
                 f"{name} holds a model of type {found!r}, not a pruner ('lop'). Pass the id of a pruner repository."

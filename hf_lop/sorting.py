@@ -26,7 +26,9 @@ def sorted_twin(pruner: "LOPPruner") -> "LOPPruner":
         CheckpointMismatchError: if the order is damaged, or is that of a sorted model already.
     """
     if pruner.config.sorted_by:
-        raise CheckpointMismatchError("This pruner belongs to an elastic repository, whose neurons are sorted already.")
+        raise CheckpointMismatchError(
+            "This pruner belongs to an elastic repository, whose neurons are sorted already."
+        )
     digest, order = order_digest(pruner), pruner.order()
     starts = torch.tensor([0, *(len(indices) for indices in order)]).cumsum(0)
     index = torch.cat([indices + start for indices, start in zip(order, starts, strict=False)])

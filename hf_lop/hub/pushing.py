@@ -13,6 +13,7 @@ from hf_lop.hub.companions import write_whole
 
 # A push replaces all weights: a file of an earlier push must not be read in place of the new ones.
 WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
+STALE = [*WEIGHTS, *(f"elastic/{name}" for name in WEIGHTS)]
 
 
 def open_repository(
@@ -73,5 +74,5 @@ def push_folder(
             commit_message=commit_message or "Upload model",
             commit_description=commit_description,
             create_pr=create_pr,
-            delete_patterns=list(WEIGHTS),
+            delete_patterns=STALE,
         )

@@ -1,0 +1,212 @@
+"""Any size from an elastic repository: `from_pretrained(ID, lop_ratio=0.3)` reads only what that size weighs.
+
+The pruner in the repository plans the widths; the weights are read in prefixes (see `hf_lop.hub.elastic`) and put together
+to the folder of an ordinary pruned model, which transformers then loads as any other: device maps, dtypes, quantisation and
+all else work as they do there. What was put together from the Hub is kept in the assets of its cache, by repository, commit
+and widths; from a local folder it is not.
+"""
+
+import contextlib
+import copy
+import hashlib
+import json
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub import cached_assets_path, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME
+
+from hf_lop.errors import CheckpointMismatchError, InvalidInputError
+from hf_lop.ffn.discovery import find_ffns
+from hf_lop.ffn.size import measure_size
+from hf_lop.ffn.stored_ffns import stored_ffns
+from hf_lop.hub.checkpoint import save_pruned_extras
+from hf_lop.hub.files import Files, Folder, Repository
+from hf_lop.hub.hooks import SIZE
+from hf_lop.hub.loading import auto_class, read_config
+from hf_lop.hub.prefixes import open_transposed, write_size
+from hf_lop.hub.shards import Shards
+from hf_lop.modeling_lop import set_widths
+from hf_lop.plan import Plan
+from hf_lop.pruner import LOPPruner
+from hf_lop.pruning import record
+
+BUDGETS = ("ratio", "params", "memory", "flops", "latency", "round_to")
+HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+
+
+class _Source(NamedTuple):
+    """An elastic repository at one commit, and the plan for a size of it."""
+
+    name: str
+    commit: str | None  # None for a folder
+    hub: dict[str, Any]  # how to ask for more of it
+    config: PreTrainedConfig
+    pruner: LOPPruner
+    plan: Plan
+    round_to: int
+
+    def key(self) -> str:
+        """A name for this size among those of the repository."""
+        facts = json.dumps([self.plan.widths, self.round_to])
+        return hashlib.sha256(facts.encode()).hexdigest()[:24]
+
+
+def load_size(original: Callable[..., Any], cls: Any, name: str | Path, *args: Any, **kwargs: Any) -> Any:
+    """Load a model at a size, from an elastic repository.
+
+    Args:
+        original (`Callable`): transformers' own `from_pretrained`.
+        cls (`type`): the model class.
+        name (`str` or `Path`): Hub id or folder of an elastic repository.
+        *args: see transformers.
+        **kwargs: see transformers; and exactly one of `lop_ratio`, `lop_params`, `lop_memory`, `lop_flops`, `lop_latency`,
+            as of [`~hf_lop.LOPPruner.plan`], with `lop_round_to` as well.
+
+    Returns:
+        `PreTrainedModel`: an ordinary pruned model; with its loading info if asked for.
+
+    Raises:
+        InvalidInputError: if not exactly one budget is given, or there is no such repository.
+        InfeasibleBudgetError: if the budget is below the smallest possible model.
+        CheckpointMismatchError: if the repository is not elastic, or a part of it is damaged or of something else.
+    """
+    budgets = {key.removeprefix(SIZE): kwargs.pop(key) for key in list(kwargs) if key.startswith(SIZE)}
+    hub = {key: kwargs.pop(key) for key in HUB if key in kwargs}
+    if kwargs.pop("subfolder", ""):
+        raise InvalidInputError("An elastic repository has its model at the top; leave subfolder out.")
+    config = kwargs.pop("config", None)
+    source = _find(name, budgets, hub)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(_size_folder(source))
+        if config is not None:
+            kwargs["config"] = _pruned_config(cls, config, folder, source.plan)
+        loaded = original(cls, folder, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if "disk" in getattr(model, "hf_device_map", {}).values():
+            weakref.finalize(model, stack.pop_all().close)  # weights that are on disk are read there later
+    model.name_or_path = model.config._name_or_path = source.name  # processors and provenance are there
+    model.config._commit_hash = source.commit
+    return loaded
+
+
+def pull(name: str | Path, out: str | Path, *, budgets: Mapping[str, Any], **hub: Any) -> dict[str, Any]:
+    """Write a size of an elastic repository as a pruned model that loads anywhere.
+
+    Args:
+        name (`str` or `Path`): Hub id or folder of an elastic repository.
+        out (`str` or `Path`): folder to write; appears whole or not at all.
+        budgets (`Mapping`): exactly one budget, and `round_to`, as of [`~hf_lop.LOPPruner.plan`].
+        **hub: `revision`, `token`.
+
+    Returns:
+        `dict`: its `pruning_config`, and the number of its `parameters`.
+
+    Raises:
+        LOPError: as of [`load_size`].
+    """
+    out = Path(out)
+    source = _find(name, dict(budgets), hub)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as parent:
+        folder = Path(parent) / out.name
+        model = _assemble(source, folder)
+        save_pruned_extras(model, folder)
+        if out.is_dir():
+            out.rmdir()  # refuses a folder that holds something
+        folder.rename(out)
+    return {"pruning_config": model.config.pruning_config, "parameters": model.num_parameters()}
+
+
+def _find(name: str | Path, budgets: dict[str, Any], hub: dict[str, Any]) -> _Source:
+    """Find an elastic repository and plan; reads config and pruner only."""
+    if unknown := sorted(budgets.keys() - set(BUDGETS)):
+        known = ", ".join(SIZE + kind for kind in BUDGETS)
+        raise InvalidInputError(f"{SIZE}{unknown[0]} is no size that from_pretrained knows; use one of {known}.")
+    commit = None
+    if not Path(name).is_dir():
+        try:
+            commit = Path(hf_hub_download(str(name), "config.json", **hub)).parent.name
+        except (OSError, HFValidationError) as error:
+            raise InvalidInputError(f"{name} cannot be read as a model: {error} Pass a folder or a Hub id.") from error
+        hub = {**hub, "revision": commit}
+    config = read_config(name, **hub)
+    if not isinstance(getattr(config, "elastic_config", None), dict):
+        raise CheckpointMismatchError(
+            f"{name} is no elastic repository, so it has no size to choose. Make one with hf-lop make-elastic, or prune: "
+            "LOPPruner.from_pretrained(...).prune(...)."
+        )
+    pruner = LOPPruner.from_pretrained(name, **hub)
+    round_to = budgets.pop("round_to", 1)
+    return _Source(str(name), commit, hub, config, pruner, pruner.plan(**budgets, round_to=round_to), round_to)
+
+
+# -- Folders -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _size_folder(source: _Source) -> Iterator[Path]:
+    """The folder of a pruned model; it stays if it is of the Hub."""
+    if source.commit is None:
+        root = cached_assets_path("hf_lop", "elastic", "local")
+        with tempfile.TemporaryDirectory(dir=root) as temporary:
+            _assemble(source, Path(temporary) / "model")
+            yield Path(temporary) / "model"
+        return
+    sizes = cached_assets_path("hf_lop", source.name, source.commit)
+    folder, partial = sizes / source.key(), sizes / f"{source.key()}.partial"
+    with WeakFileLock(sizes / f"{source.key()}.lock"):  # a second process waits, and finds what the first made
+        if source.hub.get("force_download"):
+            shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+            _assemble(source, partial)
+            partial.rename(folder)
+    yield folder
+
+
+def _pruned_config(cls: Any, config: Any, folder: Path, plan: Plan) -> PreTrainedConfig:
+    """Write the widths into a config that the caller gives: that of the dense model, maybe with settings of their own."""
+    if not isinstance(config, PreTrainedConfig):
+        config = AutoConfig.from_pretrained(config)
+    with torch.device("meta"):
+        model = cls(copy.deepcopy(config))
+    set_widths(model, list(plan.widths))
+    vars(model.config).pop("elastic_config", None)
+    model.config.pruning_config = json.loads((folder / "config.json").read_text())["pruning_config"]
+    pruned: PreTrainedConfig = model.config
+    return pruned
+
+
+def _assemble(source: _Source, folder: Path) -> PreTrainedModel:
+    """Write config and weights of a pruned model; return it without weights."""
+    with torch.device("meta"):
+        model: PreTrainedModel = auto_class(source.config).from_config(source.config)
+    ffns = find_ffns(model)
+    source.pruner.config.check_fits(model, measure_size(model, ffns), strict=False)
+    files: Files = Folder(source.name)
+    if source.commit is not None:
+        files = Repository(source.name, source.commit, token=source.hub.get("token"))
+    folder.mkdir(parents=True)
+    with Shards(files) as main, open_transposed(files) as transposed:
+        entries = stored_ffns(model, ffns, main.places)
+        remote = source.commit is not None
+        write_size(main, transposed, entries, source.plan.widths, folder / SAFE_WEIGHTS_NAME, remote=remote)
+    set_widths(model, list(source.plan.widths))
+    model.name_or_path = source.name
+    record(source.pruner, model, source.plan, round_to=source.round_to)
+    model.config.save_pretrained(folder)
+    with contextlib.suppress(EntryNotFoundError, FileNotFoundError):
+        found = Path(source.name) / GENERATION_CONFIG_NAME
+        if source.commit is not None:
+            found = Path(hf_hub_download(source.name, GENERATION_CONFIG_NAME, **source.hub))
+        shutil.copyfile(found, folder / GENERATION_CONFIG_NAME)
+    return model
