@@ -79,6 +79,7 @@ class Elastic:
         self._elastic = ElasticModel(model, self._pruner.order())
         self.model: Any = self._elastic.model
         self.plan = Plan(size.widths, size)
+        self._elastic.set_widths(size.widths)  # the first time prepares the config's class, which takes milliseconds
 
     def set_plan(self, plan: Plan | float) -> None:
         """Change the size: no weight is copied, but for fused gate-up projections, whose rows are gathered.

@@ -83,10 +83,10 @@ class Repository:
 
 
 class Hub:
-    """State of the server, and what was asked of it: `log` holds (method, path, status)."""
+    """State of the server, what was asked of it: `log` holds (method, path, status), and the bytes of files it `sent`."""
 
     def __init__(self, url):
-        self.url, self.repositories, self.objects, self.log = url, {}, {}, []
+        self.url, self.repositories, self.objects, self.log, self.sent = url, {}, {}, [], {}
         self.lock = threading.Lock()
 
     def files(self, repo_id, revision="main"):
@@ -156,6 +156,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(key, str(value))
         self.end_headers()
         if self.command != "HEAD":
+            if "/resolve/" in self.path and status < 300:
+                self.hub.sent[self.path] = self.hub.sent.get(self.path, 0) + len(data)
             self.wfile.write(data)
 
     def repository(self, repo_id):
