@@ -1,5 +1,6 @@
 """One model, every size: sorting a model for good, and a loaded one that changes its size while it serves."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,11 @@ def make_elastic(pruner: "LOPPruner", model: PreTrainedModel | str | Path) -> Pr
             "This model is elastic already: its neurons are sorted. Load the repository that it was made from."
         )
     ffns = prunable_ffns(model)
-    pruner.config.check_fits(model, measure_size(model, ffns), strict=False)
+    size = measure_size(model, ffns)
+    pruner.config.check_fits(model, size, strict=False)
     order, twin = pruner.order(), sorted_twin(pruner)
+    twin.config.base_size = asdict(size)  # budgets of memory count in the dtype that is stored
+    twin.config.base_dtype = str(ffns[0].modules(model)[1].weight.dtype).removeprefix("torch.")
     for ffn, indices in zip(ffns, order, strict=True):
         take_neurons(model, ffn, indices)
     source = hub_id(model.name_or_path)

@@ -34,7 +34,7 @@ from hf_lop.hub.hooks import SIZE
 from hf_lop.hub.loading import auto_class, read_config
 from hf_lop.hub.prefixes import open_transposed, write_size
 from hf_lop.hub.shards import Shards
-from hf_lop.modeling_lop import set_widths
+from hf_lop.modeling_lop import set_widths, take_neurons
 from hf_lop.plan import Plan
 from hf_lop.pruner import LOPPruner
 from hf_lop.pruning import record
@@ -201,6 +201,8 @@ def _assemble(source: _Source, folder: Path) -> PreTrainedModel:
         remote = source.commit is not None
         write_size(main, transposed, entries, source.plan.widths, folder / SAFE_WEIGHTS_NAME, remote=remote)
     set_widths(model, list(source.plan.widths))
+    for ffn, width in zip(ffns, source.plan.widths, strict=True):
+        take_neurons(model, ffn, torch.arange(width))
     model.name_or_path = source.name
     record(source.pruner, model, source.plan, round_to=source.round_to)
     model.config.save_pretrained(folder)
