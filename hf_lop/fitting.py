@@ -5,10 +5,8 @@ and the rewards of the search.
 """
 
 import contextlib
-import json
-import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
@@ -29,7 +27,7 @@ from hf_lop.ffn.importance import CRITERIA, neuron_importance, neuron_order
 from hf_lop.ffn.size import ModelSize, measure_size
 from hf_lop.ffn.sketch import Sketch, Sketcher
 from hf_lop.ffn.statistics import Statistics, collect_statistics
-from hf_lop.hub.companions import write_whole
+from hf_lop.keeping import Clock, kept_array
 from hf_lop.modeling_lop import FFN
 from hf_lop.probing import probe_layers
 from hf_lop.processes import Processes, launched
@@ -142,7 +140,7 @@ def learn(
         warnings.warn("Calibration and search use the same data; plans will look better than they are.", stacklevel=3)
     processes = launched()
     processes.agree("The fingerprints of data or model", {**prints, "parameters": size.parameters})
-    clock = _Clock(journal, processes)
+    clock = Clock(journal, processes)
     statistics, sketches = calibrate(model, calibration, ffns, sketch_rows, seed, processes)
     order = processes.from_main(lambda: neuron_order(neuron_importance(model, ffns, criterion, statistics)))
     clock.stop("calibration")
@@ -159,7 +157,7 @@ def learn(
     def probe() -> np.ndarray:
         return probe_layers(model, ffns, order, validation, PROBE_RATIOS, (0.0, CONTEXT), processes)
 
-    damage = probe() if journal is None else _kept(Path(journal) / "probes.json", settings, probe, processes)
+    damage = probe() if journal is None else kept_array(Path(journal) / "probes.json", settings, probe, processes)
     clock.stop("probes")
     damage = np.vectorize(lambda value: float(f"{value:.6g}"))(damage)  # what the config can hold, so that plans agree
 
@@ -209,101 +207,3 @@ def learn(
     alone, around = damage.tolist()
     probes = {"ratios": PROBE_RATIOS, "damage": alone, "context": CONTEXT, "around": around}
     return Learned(size, dtype, statistics, sketches, order, table, probes, provenance)
-
-
-class _Clock:
-    """Seconds that each phase took when it was run first, as a journal answers it at once from then on."""
-
-    def __init__(self, journal: str | Path | None, processes: Processes) -> None:
-        self.path = None if journal is None else Path(journal) / "seconds.json"
-        self.processes, self.seconds, self.start = processes, dict[str, float](), time.perf_counter()
-
-    def stop(self, phase: str, share: float = 1.0) -> None:
-        """Note a phase that has ended, of which `1 / share` was measured; the next one starts."""
-        spent = round(share * (time.perf_counter() - self.start), 3)
-
-        def first() -> float:
-            known: dict[str, float] = {}
-            if self.path is not None and self.path.is_file():
-                known = json.loads(self.path.read_text(encoding="utf-8"))
-            if self.path is not None and phase not in known:
-                write_whole(self.path, json.dumps({**known, phase: spent}).encode())
-            return known.get(phase, spent)
-
-        self.seconds[phase] = self.processes.from_main(first)
-        self.start = time.perf_counter()
-
-
-def _kept(path: Path, settings: dict[str, Any], measure: Callable[[], np.ndarray], processes: Processes) -> np.ndarray:
-    """Return a measurement from its file, or make it and write the file; the file is the main process's."""
-    wanted = json.loads(json.dumps(settings))
-
-    def read() -> np.ndarray | None:
-        if not path.is_file():
-            return None
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["settings"] != wanted:
-            different = [key for key in wanted if stored["settings"].get(key) != wanted[key]]
-            raise InvalidInputError(
-                f"{path} was measured with another {', '.join(different)}. Choose another journal folder, or remove it."
-            )
-        return np.array(stored["damage"])
-
-    damage = processes.from_main(read)
-    if damage is None:
-        damage = measure()
-        if processes.main:
-            write_whole(path, json.dumps({"settings": wanted, "damage": damage.tolist()}).encode())
-    return damage
-
-
-def training_pairs(table: Sequence[Mapping[str, Any]], layers: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn a table into the predictor's training set: its rows, and 256 targets interpolated between them.
-
-    A search gives some 25 rows, too few for the paper's 64 epochs of 40 pairs; neighbouring rows differ little, so the
-    line between them is what the predictor should learn there. Removing nothing, ratio 0, is known without a row.
-
-    Args:
-        table (`Sequence[Mapping]`): rows `{"ratio": R, "ratios": [L floats]}`; further keys are ignored.
-        layers (`int`): L.
-
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: targets `[N] float32` and layer ratios `[N, L] float32`.
-
-    Raises:
-        InvalidInputError: if there is no row, or one does not fit the model.
-    """
-    if not table:
-        raise InvalidInputError("There is no table of (R, layer ratios) to train on. Pass one, or fit a pruner anew.")
-    for index, row in enumerate(table):
-        try:
-            values = np.array([row["ratio"], *row["ratios"]], dtype=np.float64)
-            fits = len(values) == 1 + layers and bool(((values >= 0) & (values <= 1)).all())
-        except (KeyError, TypeError, ValueError):
-            fits = False
-        if not fits:
-            raise InvalidInputError(
-                f'Row {index} of the table is {row}; it must be {{"ratio": R, "ratios": [{layers} numbers]}}, '
-                "all of them fractions from 0 to 1."
-            )
-    rows = {0.0: [0.0] * layers} | {float(row["ratio"]): list(row["ratios"]) for row in table}
-    known = np.array(sorted(rows))
-    values = np.array([rows[target] for target in known.tolist()])
-    targets = np.unique(np.concatenate([known, np.linspace(0.0, known[-1], 256)]))
-    ratios = np.stack([np.interp(targets, known, column) for column in values.T], axis=1)
-    return torch.tensor(targets, dtype=torch.float32), torch.tensor(ratios, dtype=torch.float32)
-
-
-def read_table(path: str | Path) -> list[dict[str, Any]]:
-    """Read a JSON list of `{"ratio": R, "ratios": [L floats]}` for [`~LOPPruner.train_predictor`].
-
-    Raises:
-        InvalidInputError: if the file cannot be read, or holds something else.
-    """
-    try:
-        table = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(f"{path} cannot be read as JSON ({error}). Pass a JSON list of rows.") from error
-    if not isinstance(table, list) or not all(isinstance(row, dict) for row in table):
-        raise InvalidInputError(f'{path} must hold a list of rows {{"ratio": R, "ratios": [one number per layer]}}.')
-    return table

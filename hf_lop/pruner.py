@@ -13,26 +13,22 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
-import hf_lop
 from hf_lop.allocation.table import target_grid
 from hf_lop.configuration_lop import LOPConfig
 from hf_lop.data import fingerprint, fitting_parts, part_batches
-from hf_lop.errors import CheckpointMismatchError, InvalidInputError
+from hf_lop.errors import CheckpointMismatchError
 from hf_lop.ffn.discovery import prunable_ffns
-from hf_lop.ffn.moments import second_moments
-from hf_lop.ffn.size import measure_size
 from hf_lop.ffn.sketch import SKETCH_ROWS, Sketch, check_rows
-from hf_lop.ffn.slicing import slice_ffns
 from hf_lop.ffn.statistics import Statistics
-from hf_lop.fitting import Batches, check_arguments, learn, training_pairs
+from hf_lop.fitting import Batches, check_arguments, learn
 from hf_lop.hub.checkpoint import save_pruner_extras
 from hf_lop.hub.loading import check_loaded, check_safetensors, load_model, load_processor, read_config
 from hf_lop.hub.pushing import push_folder
-from hf_lop.methods import METHODS, check_method, choose
-from hf_lop.plan import Plan, plan_budget, read_budget
+from hf_lop.pairs import training_pairs
+from hf_lop.plan import Plan, plan_budget
 from hf_lop.predictors import build_predictor, check_predictor, train_predictor
 from hf_lop.processes import launched
-from hf_lop.recoveries import choose_recovery, fit_recovery
+from hf_lop.pruning import hub_id, prune_model
 from hf_lop.rewards import Judge
 
 
@@ -217,43 +213,9 @@ class LOPPruner(PreTrainedModel):
             InfeasibleBudgetError: if the budget is below the smallest possible model. Nothing was changed in any case.
         """
         budgets = {"ratio": ratio, "params": params, "memory": memory, "flops": flops, "latency": latency}
-        kind, _ = read_budget(budgets)
-        check_method(method, self.config)
-        recover = choose_recovery(recover, data=data is not None, sketch=self.config.sketch_rows > 0)
-        if isinstance(model, str | Path):
-            if kind not in ("memory", "latency"):  # those depend on the dtype of the model
-                self.plan(ratio, params=params, flops=flops, round_to=round_to)  # refuses before the model is fetched
-            at_base = {"revision": self.config.base_revision} if str(model) == self.config.base_model else {}
-            model = load_model(model, **at_base)
-        if not isinstance(model, nn.Module):
-            raise InvalidInputError(f"model is a {type(model).__name__}; pass a model, a Hub id or a folder.")
-        ffns = prunable_ffns(model)
-        size = measure_size(model, ffns)
-        self.config.check_fits(model, size, strict=strict)
-        weight = ffns[0].modules(model)[1].weight
-        ratios, order = choose(method, self, model, ffns)
-        plan = plan_budget(ratios, size, budgets, round_to=round_to, device=weight.device, dtype=weight.dtype)
-        kept = [neurons[:width] for neurons, width in zip(order, plan.widths, strict=True)]
-        write = fit_recovery(recover, self, model, ffns, kept, lambda: second_moments(model, data or (), ffns))
-        write(model, slice_ffns(model, kept))
-        source, commit = _repository(model.name_or_path), getattr(model.config, "_commit_hash", None)
-        known = source in (None, self.config.base_model)  # another repository's commit would say nothing
-        model.config.pruning_config = {
-            "method": method,
-            "recovery": recover,
-            "ratio": round(plan.pruning_ratio, 6),
-            "criterion": METHODS[method].criterion or self.config.criterion,
-            "round_to": round_to,
-            "base_model": source or self.config.base_model,
-            "base_revision": commit or (self.config.base_revision if known else None),
-            "pruner": _repository(self.name_or_path),
-            "pruner_revision": getattr(self.config, "_commit_hash", None),
-            "dense_widths": list(size.widths),
-            "dense_parameters": size.parameters,
-            "dense_bytes": size.num_bytes,
-            "hf_lop_version": hf_lop.__version__,
-        }
-        return model
+        return prune_model(
+            self, model, budgets, round_to=round_to, method=method, recover=recover, data=data, strict=strict
+        )
 
     # -- Making --------------------------------------------------------------------------------------------------------
 
@@ -368,7 +330,7 @@ class LOPPruner(PreTrainedModel):
             sketch_rows=sketch_rows,
         )
         config = LOPConfig(
-            base_model=base_model or _repository(model.name_or_path),
+            base_model=base_model or hub_id(model.name_or_path),
             base_revision=getattr(model.config, "_commit_hash", None),
             base_model_type=model.config.model_type,
             base_dtype=learned.dtype,
@@ -494,11 +456,6 @@ class LOPPruner(PreTrainedModel):
             raise CheckpointMismatchError(f"{name}: a weight file is damaged ({error}). Download it again.") from error
         check_loaded(str(name), loaded[1])
         return loaded if wants_info else loaded[0]
-
-
-def _repository(name: str | None) -> str | None:
-    """Return a Hub id, or None for a path of this machine: that must not end up on the Hub."""
-    return name if name and not Path(name).exists() and not Path(name).is_absolute() else None
 
 
 AutoModel.register(LOPConfig, LOPPruner, exist_ok=True)

@@ -11,7 +11,7 @@ import torch
 from hf_lop import demo
 from hf_lop.data import fingerprint, model_batches, read_rows, split_rows
 from hf_lop.errors import InvalidInputError
-from hf_lop.fitting import training_pairs
+from hf_lop.pairs import training_pairs
 from hf_lop.pruner import LOPPruner
 from tests.conftest import text_batches
 

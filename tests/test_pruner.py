@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForC
 from hf_lop.errors import CheckpointMismatchError, InfeasibleBudgetError, InvalidInputError, UnsupportedModelError
 from hf_lop.ffn.discovery import find_ffns
 from hf_lop.ffn.slicing import mask_neurons
-from hf_lop.fitting import read_table
+from hf_lop.pairs import read_table
 from hf_lop.pruner import LOPPruner
 from tests.conftest import SMALL
 

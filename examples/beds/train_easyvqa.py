@@ -28,7 +28,7 @@ from torch.nn import functional
 
 # The learning rate falls by a cosine over `horizon` steps, times a line to zero over the last `cool` ones.
 LOOK = {"steps": 2400, "horizon": 2400, "cool": 1, "pictures": 128, "tower": 1e-3, "projector": 1e-3}
-ANSWER = {"steps": 300, "horizon": 700, "cool": 50, "pictures": 8, "questions": 8, "tower": 3e-4, "projector": 1e-3}
+ANSWER = {"steps": 500, "horizon": 700, "cool": 150, "pictures": 8, "questions": 8, "tower": 3e-4, "projector": 1e-3}
 SHIFT = 6  # pixels that a picture is moved at most
 SAVE_EVERY, TEST_EVERY = 50, 300
 TESTED = 100  # pictures

@@ -22,7 +22,7 @@ import torch
 
 from hf_lop import LOPPruner, demo
 from hf_lop.allocation import SearchSpace, target_grid
-from hf_lop.fitting import training_pairs
+from hf_lop.pairs import training_pairs
 from hf_lop.predictors import PREDICTORS, build_predictor, train_predictor
 from hf_lop.rewards import Reward
 

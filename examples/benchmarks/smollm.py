@@ -49,7 +49,7 @@ from hf_lop.ffn.replay import record_batches
 from hf_lop.ffn.size import measure_size
 from hf_lop.ffn.slicing import slice_ffns
 from hf_lop.ffn.statistics import collect_statistics
-from hf_lop.fitting import training_pairs
+from hf_lop.pairs import training_pairs
 from hf_lop.predictors import build_predictor, train_predictor
 from hf_lop.probing import probe_layers
 from hf_lop.rewards import Reward

@@ -1,0 +1,90 @@
+"""Commands that cut a model: `prune`, and `quickstart` with the embedded demo."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_lop.cli.options import (
+    AsJson,
+    Flops,
+    Latency,
+    Memory,
+    Out,
+    Params,
+    Private,
+    PushTo,
+    Ratio,
+    RoundTo,
+    new_folder,
+    note,
+    show,
+)
+
+
+def quickstart(
+    ratio: Annotated[float, typer.Option(help="Fraction of all FFN neurons to remove, in [0, 1).")] = 0.3,
+    out: Annotated[Path, typer.Option(help="Folder for the pruned model and the plot.")] = Path("lop-quickstart"),
+    as_json: AsJson = False,
+) -> None:
+    """Prune the embedded demo model, reload it without hf_lop, and compare it with the dense one."""
+    from hf_lop.demo.quickstart import run
+
+    report = run(ratio, out)
+    show(report.to_dict(), str(report), as_json)
+
+
+def prune(
+    model: Annotated[str, typer.Argument(help="Hub id or folder of the dense model.")],
+    pruner: Annotated[str, typer.Option(help="Hub id or folder of its pruner.")],
+    out: Out,
+    ratio: Ratio = None,
+    params: Params = None,
+    memory: Memory = None,
+    flops: Flops = None,
+    latency: Latency = None,
+    round_to: RoundTo = 1,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="lop (predicted); table, additive, mcts, cmaes (searched); uniform, magnitude, wanda, flap."
+        ),
+    ] = "lop",
+    recover: Annotated[
+        str,
+        typer.Option(
+            help="What lets the kept neurons do the removed ones' work: sketch (least squares without data), fold (their "
+            "mean), bias (FLAP's, adds parameters), none, or auto: sketch where the pruner has one."
+        ),
+    ] = "auto",
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse another commit of the base model.")] = False,
+    push_to: PushTo = None,
+    private: Private = False,
+    as_json: AsJson = False,
+) -> None:
+    """Cut a model to a budget and save it, ready for from_pretrained; push it if asked to."""
+    new_folder(out)
+    from hf_lop.pruner import LOPPruner
+    from hf_lop.recoveries import RECOVERIES
+
+    loaded = LOPPruner.from_pretrained(pruner)
+    note(f"Loading {model}.")
+    pruned = loaded.prune(
+        model,
+        ratio,
+        params=params,
+        memory=memory,
+        flops=flops,
+        latency=latency,
+        round_to=round_to,
+        method=method,
+        recover=None if recover == "none" else recover,
+        strict=strict,
+    )
+    recovery = pruned.config.pruning_config["recovery"]
+    note(f"Recovery: {RECOVERIES[recovery]}." if recovery else "Recovery: none.")
+    pruned.save_pretrained(out)
+    report = {"out": str(out), "pruning_config": pruned.config.pruning_config, "parameters": pruned.num_parameters()}
+    if push_to:
+        report["pushed_to"] = str(pruned.push_to_hub(push_to, private=private))
+    show(report, f"Saved {out}: {report['parameters']:,} parameters. Load it with from_pretrained.", as_json)
