@@ -130,10 +130,19 @@ def recover_sketch(
     weights = []
     for layer, (ffn, indices) in enumerate(zip(ffns, check_kept(ffns, kept), strict=True)):
         fitted = fit_sketch(output_weight(model, ffn), indices, directions[layer], squares[layer], damping=damping)
-        if not torch.isfinite(fitted).all():
-            raise InvalidInputError(f"The fit of layer {layer} is not finite: the sketch is damaged. Load it again.")
-        weights.append(fitted)
+        weights.append(checked_fit(layer, fitted))
     return weights
+
+
+def checked_fit(layer: int, fitted: torch.Tensor) -> torch.Tensor:
+    """Return what a sketch made of a layer's output projection, if it is finite.
+
+    Raises:
+        InvalidInputError: if not.
+    """
+    if not torch.isfinite(fitted).all():
+        raise InvalidInputError(f"The fit of layer {layer} is not finite: the sketch is damaged. Load it again.")
+    return fitted
 
 
 def recover_fold(
