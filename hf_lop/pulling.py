@@ -19,21 +19,22 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import cached_assets_path, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.ffn.discovery import find_ffns
 from hf_lop.ffn.size import measure_size
-from hf_lop.ffn.stored_ffns import stored_ffns
 from hf_lop.hub.checkpoint import save_pruned_extras
 from hf_lop.hub.files import Files, Folder, Repository
 from hf_lop.hub.hooks import SIZE
-from hf_lop.hub.loading import auto_class, read_config
+from hf_lop.hub.loading import read_config
 from hf_lop.hub.prefixes import open_transposed, write_size
 from hf_lop.hub.shards import Shards
+from hf_lop.hub.skeleton import load_skeleton
+from hf_lop.hub.stored_ffns import stored_ffns
 from hf_lop.modeling_lop import set_widths, take_neurons
 from hf_lop.plan import Plan
 from hf_lop.pruner import LOPPruner
@@ -188,27 +189,23 @@ def _pruned_config(cls: Any, config: Any, folder: Path, plan: Plan) -> PreTraine
 
 def _assemble(source: _Source, folder: Path) -> PreTrainedModel:
     """Write config and weights of a pruned model; return it without weights."""
-    with torch.device("meta"):
-        model: PreTrainedModel = auto_class(source.config).from_config(source.config)
-    ffns = find_ffns(model)
-    source.pruner.config.check_fits(model, measure_size(model, ffns), strict=False)
     files: Files = Folder(source.name)
     if source.commit is not None:
         files = Repository(source.name, source.commit, token=source.hub.get("token"))
     folder.mkdir(parents=True)
     with Shards(files) as main, open_transposed(files) as transposed:
-        entries = stored_ffns(model, ffns, main.places)
+        hub = {key: source.hub[key] for key in ("revision", "token") if key in source.hub}
+        skeleton = load_skeleton(source.name, source.config, main, **hub)
+        model, ffns = skeleton.model, find_ffns(skeleton.model)
+        source.pruner.config.check_fits(model, measure_size(model, ffns), strict=False)
+        entries = stored_ffns(skeleton, ffns)
         remote = source.commit is not None
         write_size(main, transposed, entries, source.plan.widths, folder / SAFE_WEIGHTS_NAME, remote=remote)
     set_widths(model, list(source.plan.widths))
     for ffn, width in zip(ffns, source.plan.widths, strict=True):
         take_neurons(model, ffn, torch.arange(width))
-    model.name_or_path = source.name
     record(source.pruner, model, source.plan, round_to=source.round_to)
     model.config.save_pretrained(folder)
-    with contextlib.suppress(EntryNotFoundError, FileNotFoundError):
-        found = Path(source.name) / GENERATION_CONFIG_NAME
-        if source.commit is not None:
-            found = Path(hf_hub_download(source.name, GENERATION_CONFIG_NAME, **source.hub))
-        shutil.copyfile(found, folder / GENERATION_CONFIG_NAME)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
     return model

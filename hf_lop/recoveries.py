@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from hf_lop.errors import InvalidInputError
+from hf_lop.ffn.fits import fit_fold, fit_sketch
 from hf_lop.ffn.recovery import (
     add_to_output_biases,
+    checked_fit,
     recover_fold,
     recover_lstsq,
     recover_sketch,
@@ -105,3 +107,41 @@ def fit_recovery(
     else:
         weights = recover_fold(model, ffns, kept, pruner.statistics())
     return partial(set_output_weights, weights=weights)
+
+
+def fit_by_layer(
+    name: str | None, pruner: "LOPPruner", kept: Sequence[torch.Tensor]
+) -> Callable[[int, torch.Tensor], torch.Tensor] | None:
+    """Return what recovers one output projection at a time, where no model is in memory.
+
+    Args:
+        name (`str`, *optional*): "sketch", "fold", or None for none.
+        pruner (`LOPPruner`): its statistics and sketch are used.
+        kept (`Sequence[torch.Tensor]`): the neurons to keep, one `[k] int64` per layer, ascending.
+
+    Returns:
+        `Callable`: given a layer and its dense output projection `[d, n]`, returns the new one, `[d, k]`. None for none.
+
+    Raises:
+        InvalidInputError: if the recovery needs a model that runs, or adds weights.
+    """
+    if name is None:
+        return None
+    reasons = {
+        "lstsq": "runs the model on data",
+        "bias": "adds weights that the files do not have",
+    }
+    if name in reasons:
+        raise InvalidInputError(
+            f'recover="{name}" {reasons[name]}, so it cannot go from file to file. Use "sketch", "fold" or None, or prune in '
+            "memory: without --stream, or without output_dir."
+        )
+    statistics = pruner.statistics()
+
+    def fit(layer: int, weight: torch.Tensor) -> torch.Tensor:
+        if name == "fold":
+            return fit_fold(weight, kept[layer], statistics[layer])
+        fitted = fit_sketch(weight, kept[layer], pruner.directions_of(layer), statistics[layer].square)
+        return checked_fit(layer, fitted)
+
+    return fit

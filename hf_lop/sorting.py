@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_lop.errors import CheckpointMismatchError
 from hf_lop.ffn.statistics import Statistics
 
 if TYPE_CHECKING:
@@ -23,12 +22,8 @@ def sorted_twin(pruner: "LOPPruner") -> "LOPPruner":
     """Return the pruner of the model that has its neurons sorted by this pruner's order.
 
     Raises:
-        CheckpointMismatchError: if the order is damaged, or is that of a sorted model already.
+        CheckpointMismatchError: if the order is damaged.
     """
-    if pruner.config.sorted_by:
-        raise CheckpointMismatchError(
-            "This pruner belongs to an elastic repository, whose neurons are sorted already."
-        )
     digest, order = order_digest(pruner), pruner.order()
     starts = torch.tensor([0, *(len(indices) for indices in order)]).cumsum(0)
     index = torch.cat([indices + start for indices, start in zip(order, starts, strict=False)])

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from hf_lop.errors import UnsupportedModelError
 from hf_lop.ffn.discovery import find_ffns
-from hf_lop.ffn.stored_ffns import StoredFFN, stored_ffns
 from hf_lop.hub.companions import write_whole
 from hf_lop.hub.files import Folder
+from hf_lop.hub.loading import read_config
 from hf_lop.hub.shards import Shards
+from hf_lop.hub.skeleton import load_skeleton
+from hf_lop.hub.stored_ffns import StoredFFN, stored_ffns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,7 +52,7 @@ def transposed_rows(entry: StoredFFN) -> int:
     return max(1, int(entry.width * SHARE)) if entry.dim == 1 and entry.parts == 1 else 0
 
 
-def save_transposed(model: "PreTrainedModel", directory: Path) -> None:
+def save_transposed(directory: Path) -> None:
     """Write the extra files beside the weights that transformers just saved.
 
     Raises:
@@ -61,13 +62,8 @@ def save_transposed(model: "PreTrainedModel", directory: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)  # what an earlier save left belongs to other weights
     target.mkdir()
     with Shards(Folder(directory)) as shards:
-        try:
-            entries = stored_ffns(model, find_ffns(model), shards.places)
-        except ValueError as error:
-            raise UnsupportedModelError(
-                f"{type(model).__name__} cannot be saved as an elastic repository: {error} Push it as it is, and prune it "
-                "with prune(...)."
-            ) from error
+        skeleton = load_skeleton(directory, read_config(directory), shards)
+        entries = stored_ffns(skeleton, find_ffns(skeleton.model))
         rows = {name: transposed_rows(entry) for name, entry in entries.items() if transposed_rows(entry)}
         sizes = {
             name: (shards.places[name].end - shards.places[name].start) // entries[name].width * count

@@ -3,9 +3,10 @@
 import contextlib
 import os
 import stat
+import threading
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from huggingface_hub import (
     constants,
@@ -33,6 +34,9 @@ class Files(Protocol):
     def size(self, file: str) -> int | None:
         """Return the bytes of a file, or None if there is none."""
 
+    def stamp(self, file: str) -> str:
+        """Return what changes when a file does."""
+
     def read_into(self, file: str, start: int, buffer: memoryview) -> None:
         """Fill a buffer with the bytes from `start` on."""
 
@@ -45,7 +49,8 @@ class Folder:
 
     def __init__(self, path: str | Path) -> None:
         self.path, self.name = Path(path), str(path)
-        self._open: tuple[str, int] | None = None  # the last file: tensors are mostly read one behind the other
+        self._lock = threading.Lock()  # a place in a file is moved to, then read from
+        self._open: tuple[str, BinaryIO] | None = None  # the last file: tensors are mostly read one behind the other
 
     def size(self, file: str) -> int | None:
         """Return the bytes of a file, or None if there is none."""
@@ -55,24 +60,31 @@ class Folder:
             return None
         return found.st_size if stat.S_ISREG(found.st_mode) else None  # to open a pipe would wait for ever
 
+    def stamp(self, file: str) -> str:
+        """Return what changes when a file does."""
+        found = os.stat(self.path / file)
+        return f"{found.st_size} bytes of {found.st_mtime_ns}"
+
     def read_into(self, file: str, start: int, buffer: memoryview) -> None:
         """Fill a buffer; see `Files`. Pages are not mapped, so that they do not count as this process's memory."""
-        if self._open is None or self._open[0] != file:
-            self.close()
-            self._open = file, os.open(self.path / file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        done = 0
-        while done < len(buffer):
-            count = os.preadv(self._open[1], [buffer[done:]], start + done)
-            if not count:
-                raise CheckpointMismatchError(
-                    f"{file} in {self.name} ends at byte {start + done:,} while it is read. Do not change it meanwhile."
-                )
-            done += count
+        with self._lock:
+            if self._open is None or self._open[0] != file:
+                self.close()
+                self._open = file, open(self.path / file, "rb", buffering=0)  # noqa: SIM115
+            self._open[1].seek(start)
+            done = 0
+            while done < len(buffer):
+                count = self._open[1].readinto(buffer[done:])  # type: ignore[attr-defined]
+                if not count:
+                    raise CheckpointMismatchError(
+                        f"{file} in {self.name} ends at byte {start + done:,} while it is read. Do not change it meanwhile."
+                    )
+                done += count
 
     def close(self) -> None:
         """Close the file that is open."""
         if self._open is not None:
-            os.close(self._open[1])
+            self._open[1].close()
             self._open = None
 
 
@@ -111,6 +123,10 @@ class Repository:
         if size is None:
             raise InvalidInputError(f"The Hub does not say how large {file} of {self.name} is. Download it first.")
         return size
+
+    def stamp(self, file: str) -> str:
+        """Return what changes when a file does: the commit."""
+        return self.commit
 
     def read_into(self, file: str, start: int, buffer: memoryview) -> None:
         """Fill a buffer; see `Files`. What broke off goes on where it stopped."""

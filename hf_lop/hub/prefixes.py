@@ -13,10 +13,10 @@ from tqdm.auto import tqdm
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.ffn.stored import BITS, LENGTH, Place
-from hf_lop.ffn.stored_ffns import StoredFFN
 from hf_lop.hub.elastic import TRANSPOSED
 from hf_lop.hub.files import Files
 from hf_lop.hub.shards import Shards
+from hf_lop.hub.stored_ffns import StoredFFN
 
 __all__ = ["open_transposed", "write_size"]
 
@@ -33,6 +33,10 @@ class _Inside:
     def size(self, file: str) -> int | None:
         """Return the bytes of a file, or None if there is none."""
         return self._files.size(f"{self._folder}/{file}")
+
+    def stamp(self, file: str) -> str:
+        """Return what changes when a file does."""
+        return self._files.stamp(f"{self._folder}/{file}")
 
     def read_into(self, file: str, start: int, buffer: memoryview) -> None:
         """Fill a buffer with the bytes from `start` on."""
