@@ -31,7 +31,7 @@ from hf_lop.hub.checkpoint import save_pruned_extras
 from hf_lop.hub.files import Files, Folder, Repository
 from hf_lop.hub.hooks import SIZE
 from hf_lop.hub.loading import read_config
-from hf_lop.hub.prefixes import open_transposed, write_size
+from hf_lop.hub.prefixes import Fits, open_transposed, write_size
 from hf_lop.hub.shards import Shards
 from hf_lop.hub.skeleton import load_skeleton
 from hf_lop.hub.stored_ffns import stored_ffns
@@ -39,8 +39,9 @@ from hf_lop.modeling_lop import set_widths, take_neurons
 from hf_lop.plan import Plan
 from hf_lop.pruner import LOPPruner
 from hf_lop.pruning import record
+from hf_lop.recoveries import choose_recovery, fit_by_layer, fit_prefixes
 
-BUDGETS = ("ratio", "params", "memory", "flops", "latency", "round_to")
+SIZES = ("ratio", "params", "memory", "flops", "latency", "round_to", "recover")
 HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
@@ -54,10 +55,11 @@ class _Source(NamedTuple):
     pruner: LOPPruner
     plan: Plan
     round_to: int
+    recovery: str | None
 
     def key(self) -> str:
         """A name for this size among those of the repository."""
-        facts = json.dumps([self.plan.widths, self.round_to])
+        facts = json.dumps([self.plan.widths, self.round_to, self.recovery])
         return hashlib.sha256(facts.encode()).hexdigest()[:24]
 
 
@@ -70,7 +72,8 @@ def load_size(original: Callable[..., Any], cls: Any, name: str | Path, *args: A
         name (`str` or `Path`): Hub id or folder of an elastic repository.
         *args: see transformers.
         **kwargs: see transformers; and exactly one of `lop_ratio`, `lop_params`, `lop_memory`, `lop_flops`, `lop_latency`,
-            as of [`~hf_lop.LOPPruner.plan`], with `lop_round_to` as well.
+            as of [`~hf_lop.LOPPruner.plan`], with `lop_round_to` as well. `lop_recover` is "sketch", least squares on the
+            pruner's sketch of the activations; None; or "auto", the default: "sketch" if there is one.
 
     Returns:
         `PreTrainedModel`: an ordinary pruned model; with its loading info if asked for.
@@ -105,7 +108,7 @@ def pull(name: str | Path, out: str | Path, *, budgets: Mapping[str, Any], **hub
     Args:
         name (`str` or `Path`): Hub id or folder of an elastic repository.
         out (`str` or `Path`): folder to write; appears whole or not at all.
-        budgets (`Mapping`): exactly one budget, and `round_to`, as of [`~hf_lop.LOPPruner.plan`].
+        budgets (`Mapping`): exactly one budget, and `round_to` and `recover`, as of [`load_size`] without "lop_".
         **hub: `revision`, `token`.
 
     Returns:
@@ -129,8 +132,8 @@ def pull(name: str | Path, out: str | Path, *, budgets: Mapping[str, Any], **hub
 
 def _find(name: str | Path, budgets: dict[str, Any], hub: dict[str, Any]) -> _Source:
     """Find an elastic repository and plan; reads config and pruner only."""
-    if unknown := sorted(budgets.keys() - set(BUDGETS)):
-        known = ", ".join(SIZE + kind for kind in BUDGETS)
+    if unknown := sorted(budgets.keys() - set(SIZES)):
+        known = ", ".join(SIZE + kind for kind in SIZES)
         raise InvalidInputError(f"{SIZE}{unknown[0]} is no size that from_pretrained knows; use one of {known}.")
     commit = None
     if not Path(name).is_dir():
@@ -146,8 +149,16 @@ def _find(name: str | Path, budgets: dict[str, Any], hub: dict[str, Any]) -> _So
             "LOPPruner.from_pretrained(...).prune(...)."
         )
     pruner = LOPPruner.from_pretrained(name, **hub)
-    round_to = budgets.pop("round_to", 1)
-    return _Source(str(name), commit, hub, config, pruner, pruner.plan(**budgets, round_to=round_to), round_to)
+    round_to, recover = budgets.pop("round_to", 1), budgets.pop("recover", "auto")
+    recovery = choose_recovery(recover, data=False, sketch=pruner.config.sketch_rows > 0)
+    if recovery not in ("sketch", None):
+        raise InvalidInputError(
+            f'{SIZE}recover is {recover!r}; a size is read without the weights it does not have, so choose "sketch", "auto" or '
+            "None. Or load the whole model, and prune it."
+        )
+    return _Source(
+        str(name), commit, hub, config, pruner, pruner.plan(**budgets, round_to=round_to), round_to, recovery
+    )
 
 
 # -- Folders -----------------------------------------------------------------------------------------------------------
@@ -200,12 +211,19 @@ def _assemble(source: _Source, folder: Path) -> PreTrainedModel:
         source.pruner.config.check_fits(model, measure_size(model, ffns), strict=False)
         entries = stored_ffns(skeleton, ffns)
         remote = source.commit is not None
-        write_size(main, transposed, entries, source.plan.widths, folder / SAFE_WEIGHTS_NAME, remote=remote)
+        path, widths = folder / SAFE_WEIGHTS_NAME, source.plan.widths
+        write_size(main, transposed, entries, widths, path, fits=_fits(source), remote=remote)
     set_widths(model, list(source.plan.widths))
     for ffn, width in zip(ffns, source.plan.widths, strict=True):
         take_neurons(model, ffn, torch.arange(width))
-    record(source.pruner, model, source.plan, round_to=source.round_to)
+    record(source.pruner, model, source.plan, recovery=source.recovery, round_to=source.round_to)
     model.config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
     return model
+
+
+def _fits(source: _Source) -> Fits | None:
+    kept = [torch.arange(width) for width in source.plan.widths]
+    whole = fit_by_layer(source.recovery, source.pruner, kept)
+    return Fits(whole, fit_prefixes(source.pruner)) if whole is not None else None

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from hf_lop.errors import InvalidInputError
-from hf_lop.ffn.fits import fit_fold, fit_sketch
+from hf_lop.errors import CheckpointMismatchError, InvalidInputError
+from hf_lop.ffn.fits import fit_fold, fit_sketch, fit_sketch_prefix
 from hf_lop.ffn.recovery import (
     add_to_output_biases,
     checked_fit,
@@ -143,5 +143,29 @@ def fit_by_layer(
             return fit_fold(weight, kept[layer], statistics[layer])
         fitted = fit_sketch(weight, kept[layer], pruner.directions_of(layer), statistics[layer].square)
         return checked_fit(layer, fitted)
+
+    return fit
+
+
+def fit_prefixes(pruner: "LOPPruner") -> Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Return what recovers the first columns of an output projection from a sketch, without the other columns.
+
+    Args:
+        pruner (`LOPPruner`): of sorted neurons; its statistics and sketch are used.
+
+    Returns:
+        `Callable`: given a layer, the columns `[d, k]` and the products of the whole projection with the sketch `[d, r]
+        float32`, returns the new columns.
+    """
+    statistics = pruner.statistics()
+
+    def fit(layer: int, weight: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
+        directions = pruner.directions_of(layer)
+        if products.shape[1] != len(directions):
+            raise CheckpointMismatchError(
+                f"The elastic repository has products of layer {layer} with {products.shape[1]} directions; its pruner has "
+                f"{len(directions)}. Make it anew with make_elastic."
+            )
+        return checked_fit(layer, fit_sketch_prefix(weight, products, directions, statistics[layer].square))
 
     return fit

@@ -85,6 +85,39 @@ def test_every_size_equals_ordinary_pruning(repositories, built, kind):
         assert sized.config.pruning_config == ordinary.config.pruning_config
 
 
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_recovery_equals_that_of_ordinary_pruning(built, kind, tmp_path):
+    """Within the stored columns from their products with the sketch, beyond from the whole projection."""
+    pruner = random_pruner(built[kind], sketch_rows=8)
+    pruner.make_elastic(copy.deepcopy(built[kind])).save_pretrained(tmp_path)
+    products = [name for name in load_file(tmp_path / "elastic/model.safetensors") if name.endswith(layout.PRODUCTS)]
+    assert len(products) == 4
+    for ratio in (0.1, 0.5):
+        sized = load(tmp_path, lop_ratio=ratio)
+        assert sized.config.pruning_config["recovery"] == "sketch"
+        ordinary = pruner.prune(copy.deepcopy(built[kind]), ratio)
+        assert not torch.allclose(
+            logits(ordinary), logits(load(tmp_path, lop_ratio=ratio, lop_recover=None)), atol=1e-2
+        )
+        torch.testing.assert_close(logits(sized), logits(ordinary), rtol=1e-4, atol=1e-4)
+        same_order = LOPPruner.from_pretrained(tmp_path).prune(load(tmp_path), ratio)
+        for left, right in zip(sized.parameters(), same_order.parameters(), strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-6)
+
+
+def test_recovery_in_half_precision_and_where_products_would_be_larger(built, tmp_path):
+    for rows in (8, 32):
+        half, folder = copy.deepcopy(built["gated"]).to(torch.bfloat16), tmp_path / str(rows)
+        pruner = random_pruner(half, sketch_rows=rows)
+        pruner.make_elastic(copy.deepcopy(half)).save_pretrained(folder)
+        stored = load_file(folder / "elastic/model.safetensors")
+        assert any(name.endswith(layout.PRODUCTS) for name in stored) == (rows == 8)
+        ordinary = LOPPruner.from_pretrained(folder).prune(load(folder), 0.5)
+        for left, right in zip(load(folder, lop_ratio=0.5).parameters(), ordinary.parameters(), strict=True):
+            assert left.dtype is torch.bfloat16
+            torch.testing.assert_close(left, right, rtol=2**-7, atol=1e-6)  # a last digit may be rounded otherwise
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in ("llava", "qwen2") else pytest.mark.slow) for n in TINY]
 )
@@ -273,6 +306,8 @@ class TestMistakes:
             ({"lop_round_to": 8}, InvalidInputError, "0 budgets"),
             ({"lop_ratio": 1.5}, InvalidInputError, "ratio is 1.5"),
             ({"lop_ratio": 0.3, "subfolder": "x"}, InvalidInputError, "subfolder"),
+            ({"lop_ratio": 0.3, "lop_recover": "sketch"}, InvalidInputError, "no sketch"),
+            ({"lop_ratio": 0.3, "lop_recover": "fold"}, InvalidInputError, "without the weights it does not have"),
             ({"lop_params": 10}, InfeasibleBudgetError, "smallest possible"),
         ],
     )

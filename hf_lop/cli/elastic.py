@@ -55,6 +55,9 @@ def pull(
     flops: Flops = None,
     latency: Latency = None,
     round_to: RoundTo = 1,
+    recover: Annotated[
+        str, typer.Option(help="What lets the kept neurons do the removed ones' work: sketch, none, or auto.")
+    ] = "auto",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -63,6 +66,7 @@ def pull(
     from hf_lop.pulling import pull as pull_size
 
     budgets = {"ratio": ratio, "params": params, "memory": memory, "flops": flops, "latency": latency}
-    made = pull_size(repository, out, budgets={**budgets, "round_to": round_to}, revision=revision)
+    how = {"round_to": round_to, "recover": None if recover == "none" else recover}
+    made = pull_size(repository, out, budgets=budgets | how, revision=revision)
     text = f"Saved {out}: {made['parameters']:,} parameters. Load it with from_pretrained."
     show({"out": str(out), **made}, text, as_json)

@@ -59,18 +59,67 @@ def fit_sketch(
     if len(kept) == weight.shape[1] or not bool(square.any()):
         return fitted
     sketch = directions.to(weight.device, torch.float64)
-    own = (square - sketch.square().sum(0)).clamp_min(0) + damping * square.clamp_min(1e-9 * float(square.mean()))
     gone = torch.ones(len(square), dtype=torch.bool, device=weight.device)
     gone[kept] = False
     removed = gone.nonzero().flatten()
-    inner, scaled = sketch[:, kept], sketch[:, kept] / own[kept]
-    core = torch.eye(len(sketch), dtype=torch.float64, device=weight.device) + scaled @ inner.T
-    spread = torch.linalg.solve(core, scaled)
+    spread = _spread(sketch, square, kept, damping)
     lost = sketch[:, removed].T.contiguous()
     for start in range(0, len(weight), ROWS):
         rows = slice(start, start + ROWS)
         cross = weight[rows].index_select(1, removed).double() @ lost
         fitted[rows] = (fitted[rows].double() + cross @ spread).to(weight.dtype)
+    return fitted
+
+
+def _spread(sketch: torch.Tensor, square: torch.Tensor, kept: torch.Tensor, damping: float) -> torch.Tensor:
+    """Return (I + B_K E_K^-1 B_K^T)^-1 B_K E_K^-1 `[r, k] float64`: how the kept neurons share what a direction lost."""
+    own = (square - sketch.square().sum(0)).clamp_min(0) + damping * square.clamp_min(1e-9 * float(square.mean()))
+    inner, scaled = sketch[:, kept], sketch[:, kept] / own[kept]
+    core = torch.eye(len(sketch), dtype=torch.float64, device=sketch.device) + scaled @ inner.T
+    spread: torch.Tensor = torch.linalg.solve(core, scaled)
+    return spread
+
+
+def sketch_products(weight: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    """Return W B^T `[d, r] float32`, by which a prefix of W can be recovered without the rest of it.
+
+    Args:
+        weight (`torch.Tensor`): W `[d, n]`.
+        directions (`torch.Tensor`): B `[r, n] float32`.
+    """
+    sketch = directions.to(weight.device, torch.float64)
+    return torch.cat([rows.double() @ sketch.T for rows in weight.split(ROWS)]).float()
+
+
+def fit_sketch_prefix(
+    weight: torch.Tensor,
+    products: torch.Tensor,
+    directions: torch.Tensor,
+    square: torch.Tensor,
+    *,
+    damping: float = DAMPING,
+) -> torch.Tensor:
+    """Return what `fit_sketch` does where the first k neurons are kept: what the others lost is W_P B_P^T = W B^T - W_K B_K^T.
+
+    Args:
+        weight (`torch.Tensor`): W_K `[d, k]`.
+        products (`torch.Tensor`): W B^T `[d, r] float32`, see [`sketch_products`].
+        directions (`torch.Tensor`): B `[r, n] float32`.
+        square (`torch.Tensor`): the diagonal of G, `[n] float32`.
+        damping (`float`): above 0.
+    """
+    width = weight.shape[1]
+    square = square.to(weight.device, torch.float64)
+    if width == len(square) or not bool(square.any()):
+        return weight.clone()
+    sketch = directions.to(weight.device, torch.float64)
+    spread = _spread(sketch, square, torch.arange(width, device=weight.device), damping)
+    inner = sketch[:, :width].T.contiguous()
+    fitted = torch.empty_like(weight)
+    for start in range(0, len(weight), ROWS):
+        rows = slice(start, start + ROWS)
+        own = weight[rows].double()
+        fitted[rows] = (own + (products[rows].double() - own @ inner) @ spread).to(weight.dtype)
     return fitted
 
 

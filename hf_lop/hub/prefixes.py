@@ -6,14 +6,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tqdm.auto import tqdm
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.ffn.stored import BITS, LENGTH, Place
-from hf_lop.hub.elastic import TRANSPOSED
+from hf_lop.hub.elastic import PRODUCTS, TRANSPOSED
 from hf_lop.hub.files import Files
 from hf_lop.hub.shards import Shards
 from hf_lop.hub.stored_ffns import StoredFFN
@@ -70,11 +70,24 @@ class _Copy(NamedTuple):
     at: int
 
 
-class _Turn(NamedTuple):
-    """A tensor whose first columns are taken, to `at` in the new file."""
+class Fits(NamedTuple):
+    """What makes an output projection of `width` neurons, given its layer.
+
+    Attributes:
+        whole (`Callable`): from the dense one, `[d, n]`.
+        prefix (`Callable`): from its first columns, `[d, k]`, and its products with the sketch, `[d, r] float32`.
+    """
+
+    whole: Callable[[int, torch.Tensor], torch.Tensor]
+    prefix: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class _Part(NamedTuple):
+    """A tensor whose first neurons are taken, to `at` in the new file, by more than copying bytes."""
 
     name: str
-    columns: int
+    entry: StoredFFN
+    width: int
     at: int
 
 
@@ -85,8 +98,9 @@ def write_size(
     widths: Sequence[int],
     path: Path,
     *,
+    fits: Fits | None,
     remote: bool,
-) -> int:
+) -> None:
     """Write the weights of a model of given widths as one safetensors file, reading little more than they weigh.
 
     Args:
@@ -95,11 +109,9 @@ def write_size(
         entries (`Mapping[str, StoredFFN]`): which tensors of `main` have entries for every neuron.
         widths (`Sequence[int]`): `[L]` neurons to keep.
         path (`Path`): file to write.
+        fits (`Fits`, *optional*): lets the output projections take over what the removed neurons did.
         remote (`bool`): whether bytes come over a network: several requests run at a time then, with a progress bar on
             stderr.
-
-    Returns:
-        `int`: bytes of all its tensors.
 
     Raises:
         CheckpointMismatchError: if the extra tensors are not those of the checkpoint, or a file is damaged.
@@ -120,23 +132,22 @@ def write_size(
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    begin, copies, turns = LENGTH + len(text), [], []
+    begin, copies, parts = LENGTH + len(text), [], []
     for name in names:
         entry, place = entries.get(name), main.places[name]
         if entry is None or widths[entry.layer] == entry.width:
             copies.append(_Copy(place.file, place.start, place.end - place.start, begin + starts[name]))
-        elif entry.dim == 0:
+        elif entry.dim == 0 and not (entry.output and fits):
             copies += _prefixes(place, entry, widths[entry.layer], begin + starts[name])
         else:
-            turns.append(_Turn(name, widths[entry.layer], begin + starts[name]))
+            parts.append(_Part(name, entry, widths[entry.layer], begin + starts[name]))
     with open(path, "wb") as file:
         file.truncate(begin + at)
         file.write(len(text).to_bytes(LENGTH, "little") + text)
         file.flush()
         jobs = [*(_copy_job(main, copy) for copy in _chunks(copies))]
-        jobs += [_turn_job(main, transposed, entries[turn.name], turn) for turn in turns]
+        jobs += [_part_job(main, transposed, part, fits) for part in parts]
         _run(jobs, file.fileno(), total=at, remote=remote)
-    return at
 
 
 def _shape(place: Place, entry: StoredFFN | None, widths: Sequence[int]) -> tuple[int, ...]:
@@ -185,25 +196,50 @@ def _copy_job(main: Shards, copy: _Copy) -> Job:
     return run
 
 
-def _turn_job(main: Shards, transposed: Shards, entry: StoredFFN, turn: _Turn) -> Job:
-    place = main.places[turn.name]
-    extra = transposed.places.get(turn.name)
+def _part_job(main: Shards, transposed: Shards, part: _Part, fits: Fits | None) -> Job:
+    name, entry, place = part.name, part.entry, main.places[part.name]
+    extra, products = (transposed.places.get(own) for own in (name, name + PRODUCTS))
+    turned = entry.dim == 1  # neurons are columns of what is stored
+    if extra is not None and (extra.dtype != place.dtype or extra.shape[1:] != place.shape[:1] or not turned):
+        raise _damaged(
+            name, f"{place.dtype} of {list(place.shape)} and transposed as {extra.dtype} of {list(extra.shape)}"
+        )
+    features = place.shape[1 - entry.dim] if len(place.shape) == 2 else 0
+    if products is not None and (
+        products.dtype != "F32" or products.shape[:1] != (features,) or len(products.shape) != 2
+    ):
+        raise _damaged(name, f"{list(place.shape)}, its products as {products.dtype} of {list(products.shape)}")
+    is_prefix = not turned or (extra is not None and extra.shape[0] >= part.width and entry.parts == 1)
+    fit = fits if entry.output else None
+
+    def columns() -> torch.Tensor:
+        """The tensor `[d, k]`, of the first neurons only."""
+        if not turned:
+            return main.rows(name, 0, part.width).T
+        if is_prefix:
+            found = transposed.rows(name, 0, part.width).T
+            _check_row(main, name, found[0])
+            return found
+        dense: Any = main.rows(name)
+        return dense.unflatten(1, (entry.parts, -1))[:, :, : part.width].flatten(1)  # type: ignore[no-any-return]
 
     def run(file: int) -> int:
-        if extra is None or extra.shape[0] < turn.columns or entry.parts > 1:
-            tensor = main.rows(turn.name).unflatten(1, (entry.parts, -1))[:, :, : turn.columns].flatten(1)
+        if fit is None:
+            tensor = columns()
+        elif is_prefix and products is not None:
+            tensor = fit.prefix(entry.layer, columns(), transposed.rows(name + PRODUCTS))
         else:
-            tensor = transposed.rows(turn.name, 0, turn.columns).T
-            _check_row(main, turn.name, tensor[0])
-        data = tensor.contiguous().view(-1).view(torch.uint8).numpy()
-        return _write(file, memoryview(data), turn.at)
+            tensor = fit.whole(entry.layer, main.rows(name) if turned else main.rows(name).T)
+        data: Any = (tensor if turned else tensor.T).contiguous().view(-1).view(torch.uint8).numpy()
+        return _write(file, memoryview(data), part.at)
 
-    if extra is not None and (extra.dtype != place.dtype or extra.shape[1:] != place.shape[:1]):
-        raise CheckpointMismatchError(
-            f"{turn.name} is stored as {place.dtype} of {list(place.shape)} and transposed as {extra.dtype} of "
-            f"{list(extra.shape)}. The elastic repository is damaged: make it anew."
-        )
     return run
+
+
+def _damaged(name: str, what: str) -> CheckpointMismatchError:
+    return CheckpointMismatchError(
+        f"{name} is stored as {what}. The elastic repository is damaged: make it anew with make_elastic."
+    )
 
 
 def _check_row(main: Shards, name: str, row: torch.Tensor) -> None:

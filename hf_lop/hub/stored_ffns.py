@@ -16,12 +16,14 @@ class StoredFFN(NamedTuple):
         width (`int`): its neurons.
         dim (`int`): dimension along which they lie, 0 or 1; a prefix of neurons is a prefix of the bytes where it is 0.
         parts (`int`): 2 for a fused projection, which has all gate entries, then all up entries along `dim`; else 1.
+        output (`bool`): whether it is the output projection.
     """
 
     layer: int
     width: int
     dim: int
     parts: int
+    output: bool
 
 
 def stored_ffns(skeleton: Skeleton, ffns: Sequence[FFN]) -> dict[str, StoredFFN]:
@@ -54,5 +56,5 @@ def stored_ffns(skeleton: Skeleton, ffns: Sequence[FFN]) -> dict[str, StoredFFN]
                         f"{ffn.path}.{child}.{own} is stored in another form than the model has it, so that it cannot be read "
                         "by prefixes. Load the whole model, and prune it."
                     )
-                found[name] = StoredFFN(layer, ffn.width, dim, 2 if rows and ffn.fused else 1)
+                found[name] = StoredFFN(layer, ffn.width, dim, 2 if rows and ffn.fused else 1, not rows)
     return found
