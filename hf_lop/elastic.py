@@ -83,7 +83,8 @@ class Elastic:
         self._elastic = ElasticModel(model, self._pruner.order())
         self.model: Any = self._elastic.model
         self.plan = Plan(size.widths, size)
-        self._elastic.set_widths(size.widths)  # the first time prepares the config's class, which takes milliseconds
+        self._elastic.set_widths([1] * len(size.widths))  # the first time prepares the config's class: milliseconds
+        self._elastic.set_widths(size.widths)
 
     def set_plan(self, plan: Plan | float) -> None:
         """Change the size: no weight is copied, but for fused gate-up projections, whose rows are gathered.

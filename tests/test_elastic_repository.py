@@ -355,12 +355,13 @@ class TestHostile:
             lambda tensors, name: tensors.update({name: tensors[name][:, :-1]}),
             lambda tensors, name: tensors.update({name: tensors[name].to(torch.bfloat16)}),
             lambda tensors, name: tensors.update({name: tensors[name].flatten()}),
+            lambda tensors, name: tensors.update({name + layout.PRODUCTS: torch.zeros(33, 8)}),
         ],
     )
     def test_extra_of_another_shape_or_dtype(self, folder, assets, change):
         name = "model.layers.2.mlp.down_proj.weight"
         self.rewrite(folder / "elastic/model.safetensors", lambda tensors: change(tensors, name))
-        self.refused(folder, assets, "layers.2.*transposed as")
+        self.refused(folder, assets, "layers.2.*elastic repository is damaged")
 
     def test_extra_with_too_few_rows_or_a_tensor_less_is_read_around(self, folder):
         expected = logits(load(folder, lop_ratio=0.5))

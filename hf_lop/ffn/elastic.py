@@ -16,7 +16,7 @@ from torch import nn
 
 from hf_lop.errors import InvalidInputError, UnsupportedModelError
 from hf_lop.ffn.discovery import prunable_ffns
-from hf_lop.modeling_lop import FFN, set_widths, text_configs, write_widths
+from hf_lop.modeling_lop import DENSE_WIDTH, FFN, WIDTH, set_widths, text_configs, write_widths
 
 
 def shadow(model: nn.Module) -> Any:
@@ -146,12 +146,19 @@ class ElasticModel:
                 parent, names = self._stored[layer]
                 for name in names:
                     setattr(parent, name, width)
-        for config, dense in self._configs:
-            write_widths(config, list(chosen))
-            if all(width == ffn.width for width, ffn in zip(chosen, self.ffns, strict=True)):
-                vars(config).clear()
-                vars(config).update(dense)
+        self._write_configs(chosen)
         self.widths = chosen
+
+    def _write_configs(self, widths: Sequence[int]) -> None:
+        """Let the text config list the widths, or be as it was where they are the dense ones."""
+        cut = any(width != ffn.width for width, ffn in zip(widths, self.ffns, strict=True))
+        for config, dense in self._configs:
+            for name in (type(config).attribute_map.get(WIDTH, WIDTH), DENSE_WIDTH):
+                vars(config).pop(name, None)
+                if name in dense:
+                    vars(config)[name] = dense[name]
+            if cut:
+                write_widths(config, list(widths))
 
     def materialize(self) -> Any:
         """Copy the model at its current widths, cut for good.
@@ -159,7 +166,9 @@ class ElasticModel:
         Returns:
             `nn.Module`: of the same class, device and dtype, in evaluation mode, with weights of its own.
         """
+        self._write_configs([ffn.width for ffn in self.ffns])
         cut = copy.deepcopy(self.model)  # copies what a view shows, not what it is a view of
+        self._write_configs(self.widths)
         for ffn, projections in zip(self.ffns, self._projections, strict=True):
             inputs, output = ffn.modules(cut)
             for module, projection in zip([*inputs, output], projections, strict=True):
