@@ -10,6 +10,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import weakref
@@ -49,6 +50,7 @@ class _Source(NamedTuple):
     """An elastic repository at one commit, and the plan for a size of it."""
 
     name: str
+    folder: Path  # what there is of it on this machine
     commit: str | None  # None for a folder
     hub: dict[str, Any]  # how to ask for more of it
     config: PreTrainedConfig
@@ -63,13 +65,15 @@ class _Source(NamedTuple):
         return hashlib.sha256(facts.encode()).hexdigest()[:24]
 
 
-def load_size(original: Callable[..., Any], cls: Any, name: str | Path, *args: Any, **kwargs: Any) -> Any:
+def load_size(
+    original: Callable[..., Any], cls: Any, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any
+) -> Any:
     """Load a model at a size, from an elastic repository.
 
     Args:
         original (`Callable`): transformers' own `from_pretrained`.
         cls (`type`): the model class.
-        name (`str` or `Path`): Hub id or folder of an elastic repository.
+        pretrained_model_name_or_path (`str` or `Path`): Hub id or folder of an elastic repository.
         *args: see transformers.
         **kwargs: see transformers; and exactly one of `lop_ratio`, `lop_params`, `lop_memory`, `lop_flops`, `lop_latency`,
             as of [`~hf_lop.LOPPruner.plan`], with `lop_round_to` as well. `lop_recover` is "sketch", least squares on the
@@ -88,7 +92,7 @@ def load_size(original: Callable[..., Any], cls: Any, name: str | Path, *args: A
     if kwargs.pop("subfolder", ""):
         raise InvalidInputError("An elastic repository has its model at the top; leave subfolder out.")
     config = kwargs.pop("config", None)
-    source = _find(name, budgets, hub)
+    source = _find(pretrained_model_name_or_path, budgets, hub)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_size_folder(source))
         if config is not None:
@@ -126,7 +130,7 @@ def pull(name: str | Path, out: str | Path, *, budgets: Mapping[str, Any], **hub
         save_pruned_extras(model, folder)
         if out.is_dir():
             out.rmdir()  # refuses a folder that holds something
-        folder.rename(out)
+        _publish(folder, out)
     return {"pruning_config": model.config.pruning_config, "parameters": model.num_parameters()}
 
 
@@ -135,12 +139,13 @@ def _find(name: str | Path, budgets: dict[str, Any], hub: dict[str, Any]) -> _So
     if unknown := sorted(budgets.keys() - set(SIZES)):
         known = ", ".join(SIZE + kind for kind in SIZES)
         raise InvalidInputError(f"{SIZE}{unknown[0]} is no size that from_pretrained knows; use one of {known}.")
-    commit = None
-    if not Path(name).is_dir():
+    folder, commit = Path(name), None
+    if not folder.is_dir():
         try:
-            commit = Path(hf_hub_download(str(name), "config.json", **hub)).parent.name
+            folder = Path(hf_hub_download(str(name), "config.json", **hub)).parent
         except (OSError, HFValidationError) as error:
             raise InvalidInputError(f"{name} cannot be read as a model: {error} Pass a folder or a Hub id.") from error
+        commit = folder.name
         hub = {**hub, "revision": commit}
     config = read_config(name, **hub)
     if not isinstance(getattr(config, "elastic_config", None), dict):
@@ -156,9 +161,8 @@ def _find(name: str | Path, budgets: dict[str, Any], hub: dict[str, Any]) -> _So
             f'{SIZE}recover is {recover!r}; a size is read without the weights it does not have, so choose "sketch", "auto" or '
             "None. Or load the whole model, and prune it."
         )
-    return _Source(
-        str(name), commit, hub, config, pruner, pruner.plan(**budgets, round_to=round_to), round_to, recovery
-    )
+    plan = pruner.plan(**budgets, round_to=round_to)
+    return _Source(str(name), folder, commit, hub, config, pruner, plan, round_to, recovery)
 
 
 # -- Folders -----------------------------------------------------------------------------------------------------------
@@ -181,8 +185,17 @@ def _size_folder(source: _Source) -> Iterator[Path]:
         if not folder.exists():
             shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
             _assemble(source, partial)
-            partial.rename(folder)
+            _publish(partial, folder)
     yield folder
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Let a folder appear under its name, once its bytes are safe on disk."""
+    for path in partial.iterdir():
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    partial.rename(folder)
 
 
 def _pruned_config(cls: Any, config: Any, folder: Path, plan: Plan) -> PreTrainedConfig:
@@ -200,8 +213,8 @@ def _pruned_config(cls: Any, config: Any, folder: Path, plan: Plan) -> PreTraine
 
 def _assemble(source: _Source, folder: Path) -> PreTrainedModel:
     """Write config and weights of a pruned model; return it without weights."""
-    files: Files = Folder(source.name)
-    if source.commit is not None:
+    files: Files = Folder(source.folder)
+    if source.commit is not None and not source.hub.get("local_files_only"):
         files = Repository(source.name, source.commit, token=source.hub.get("token"))
     folder.mkdir(parents=True)
     with Shards(files) as main, open_transposed(files) as transposed:

@@ -18,6 +18,7 @@ import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlparse
@@ -33,11 +34,11 @@ class File:
     data: bytes
     lfs: bool
 
-    @property
+    @cached_property
     def sha256(self):
         return hashlib.sha256(self.data).hexdigest()
 
-    @property
+    @cached_property
     def oid(self):
         """Git blob id, of the pointer for an LFS file."""
         pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.data)}\n"

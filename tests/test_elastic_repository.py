@@ -85,7 +85,9 @@ def test_every_size_equals_ordinary_pruning(repositories, built, kind):
         assert sized.config.pruning_config == ordinary.config.pruning_config
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in ("gated", "conv1d") else pytest.mark.slow) for kind in CONFIGS]
+)
 def test_recovery_equals_that_of_ordinary_pruning(built, kind, tmp_path):
     """Within the stored columns from their products with the sketch, beyond from the whole projection."""
     pruner = random_pruner(built[kind], sketch_rows=8)
@@ -105,6 +107,7 @@ def test_recovery_equals_that_of_ordinary_pruning(built, kind, tmp_path):
             torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_recovery_in_half_precision_and_where_products_would_be_larger(built, tmp_path):
     for rows in (8, 32):
         half, folder = copy.deepcopy(built["gated"]).to(torch.bfloat16), tmp_path / str(rows)
@@ -118,9 +121,7 @@ def test_recovery_in_half_precision_and_where_products_would_be_larger(built, tm
             torch.testing.assert_close(left, right, rtol=2**-7, atol=1e-6)  # a last digit may be rounded otherwise
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in ("llava", "qwen2") else pytest.mark.slow) for n in TINY]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) for n in TINY])
 def test_families_with_images_other_names_and_tied_embeddings(name, tmp_path):
     model, batch = tiny_model(name), tiny_inputs(name)
     pruner = random_pruner(model)
@@ -189,6 +190,8 @@ def test_other_budgets_classes_and_settings(repositories, assets):
     loud = load(folder, lop_ratio=0.5, output_attentions=True, attn_implementation="eager")
     assert loud.config.output_attentions is True
     assert len(loud(**text_batches(1)[0]).attentions) == 4
+    named = LlamaForCausalLM.from_pretrained(pretrained_model_name_or_path=folder, lop_ratio=0.5, lop_recover=None)
+    assert torch.equal(logits(named), expected)
     body, info = AutoModel.from_pretrained(folder, lop_ratio=0.5, output_loading_info=True)
     assert not info["missing_keys"]
     assert tuple(body.config.intermediate_size) == plan.widths
@@ -253,6 +256,7 @@ class TestSaving:
         with pytest.raises(CheckpointMismatchError, match="no elastic repository"):
             load(tmp_path / "dense", lop_ratio=0.5)
 
+    @pytest.mark.slow
     def test_the_memory_budget_counts_the_stored_dtype(self, built, tmp_path):
         half = copy.deepcopy(built["gated"]).to(torch.bfloat16)
         random_pruner(built["gated"]).make_elastic(half).save_pretrained(tmp_path)
@@ -278,6 +282,12 @@ class TestPairs:
         ours = pruners["gated"].prune(load(root / "gated"), 0.5, recover=None)
         torch.testing.assert_close(logits(ours), logits(ordinary), rtol=1e-5, atol=1e-5)
         assert "elastic_config" not in vars(ours.config)
+
+    def test_it_prunes_from_file_to_file_too(self, repositories, tmp_path):
+        folder = repositories[0] / "gated"
+        LOPPruner.from_pretrained(folder).prune(folder, 0.5, recover=None, output_dir=tmp_path / "half")
+        assert same_weights(load(tmp_path / "half"), load(folder, lop_ratio=0.5))
+        assert "elastic_config" not in json.loads((tmp_path / "half/config.json").read_text())
 
     def test_others_are_refused(self, repositories, built):
         root, _ = repositories

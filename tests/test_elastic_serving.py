@@ -123,6 +123,7 @@ def test_what_does_not_fit_changes_nothing(repositories, built):
         pruner.elastic(built["gated"])
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path):
     def run(*arguments):
         result = CliRunner().invoke(app, [*map(str, arguments), "--json"], catch_exceptions=False)

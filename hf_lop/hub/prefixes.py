@@ -16,6 +16,7 @@ from hf_lop.ffn.stored import BITS, LENGTH, Place
 from hf_lop.hub.elastic import PRODUCTS, TRANSPOSED
 from hf_lop.hub.files import Files
 from hf_lop.hub.shards import Shards
+from hf_lop.hub.staging import check_room
 from hf_lop.hub.stored_ffns import StoredFFN
 
 __all__ = ["open_transposed", "write_size"]
@@ -115,7 +116,7 @@ def write_size(
 
     Raises:
         CheckpointMismatchError: if the extra tensors are not those of the checkpoint, or a file is damaged.
-        InvalidInputError: if the Hub does not answer.
+        InvalidInputError: if the Hub does not answer, or the disk has no room.
     """
     shapes = {name: _shape(place, entries.get(name), widths) for name, place in main.places.items()}
     # Larger numbers first, so that every tensor is aligned, as safetensors has it; else in the order they are stored.
@@ -141,6 +142,7 @@ def write_size(
             copies += _prefixes(place, entry, widths[entry.layer], begin + starts[name])
         else:
             parts.append(_Part(name, entry, widths[entry.layer], begin + starts[name]))
+    check_room(path.parent, begin + at)
     with open(path, "wb") as file:
         file.truncate(begin + at)
         file.write(len(text).to_bytes(LENGTH, "little") + text)
