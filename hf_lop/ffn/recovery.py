@@ -129,7 +129,7 @@ def recover_sketch(
         raise InvalidInputError("The sketch belongs to another model. Use the pruner that was made for this one.")
     weights = []
     for layer, (ffn, indices) in enumerate(zip(ffns, check_kept(ffns, kept), strict=True)):
-        fitted = fit_sketch(output_weight(model, ffn), indices, directions[layer], squares[layer], damping=damping)
+        fitted = fit_sketch(output_weight(model, ffn), directions[layer], squares[layer], indices, damping)
         weights.append(checked_fit(layer, fitted))
     return weights
 
