@@ -8,7 +8,7 @@ import torch
 from hf_lop.ffn.statistics import Statistics
 
 DAMPING = 0.1
-ROWS = 512  # of W at a time
+ROWS = 256  # of W at a time
 
 
 def fit_lstsq(weight: torch.Tensor, gram: torch.Tensor, kept: torch.Tensor, damping: float) -> torch.Tensor:
