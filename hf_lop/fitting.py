@@ -23,7 +23,9 @@ from hf_lop.allocation.table import MakeSearch
 from hf_lop.data import fingerprint
 from hf_lop.errors import InvalidInputError
 from hf_lop.ffn.discovery import prunable_ffns
-from hf_lop.ffn.importance import CRITERIA, neuron_importance, neuron_order
+from hf_lop.ffn.elastic import Outputs
+from hf_lop.ffn.fits import fit_sketch
+from hf_lop.ffn.importance import CRITERIA, neuron_importance, neuron_order, output_weight
 from hf_lop.ffn.size import ModelSize, measure_size
 from hf_lop.ffn.sketch import Sketch, Sketcher
 from hf_lop.ffn.statistics import Statistics, collect_statistics
@@ -66,7 +68,13 @@ class Learned:
 
 
 def check_arguments(
-    search: str, criterion: str, reward: str | Judge, targets: Sequence[float], evaluations: int
+    search: str,
+    criterion: str,
+    reward: str | Judge,
+    targets: Sequence[float],
+    evaluations: int,
+    recover: str | None,
+    sketch_rows: int,
 ) -> None:
     """Refuse what cannot be fitted, before any work; see [`~LOPPruner.fit`] for the arguments.
 
@@ -81,6 +89,10 @@ def check_arguments(
             f'reward is {reward_name(reward)}, which search="additive" never looks at: its plans come from the divergence of '
             'single-layer probes. Use search="mcts" or "cmaes", or leave the reward out.'
         )
+    if recover not in (None, "sketch"):
+        raise InvalidInputError(f'recover is {recover!r}; candidates can be judged after "sketch" or None.')
+    if recover and not sketch_rows:
+        raise InvalidInputError('recover="sketch" needs a sketch, and sketch_rows is 0. Leave one of the two out.')
     positive_integer("evaluations", evaluations)
     if not len(targets) or not all(0 <= target < 1 for target in targets):
         raise InvalidInputError(f"targets is {list(targets)}; pass at least one target ratio in [0, 1).")
@@ -106,6 +118,32 @@ def calibrate(
     return statistics, [Sketch.of(directions) for directions in sketcher.result(statistics)]
 
 
+def sketched_outputs(
+    model: PreTrainedModel,
+    ffns: Sequence[FFN],
+    order: Sequence[torch.Tensor],
+    sketches: Sequence[Sketch],
+    statistics: Sequence[Statistics],
+) -> Outputs:
+    """Return what gives a layer's output projection at any width, recovered from its sketch.
+
+    Raises:
+        InvalidInputError: if there is no sketch.
+    """
+    if not sketches:
+        raise InvalidInputError(
+            'recover="sketch" needs a sketch, which takes more calibration tokens than a layer has neurons. Calibrate on more '
+            "samples, or leave recover out."
+        )
+    directions = [sketch.directions() for sketch in sketches]
+    weights = [output_weight(model, ffn) for ffn in ffns]
+
+    def output(layer: int, width: int) -> torch.Tensor:
+        return fit_sketch(weights[layer], directions[layer], statistics[layer].square, order[layer][:width])
+
+    return output
+
+
 def learn(
     model: PreTrainedModel,
     calibration: Batches,
@@ -119,6 +157,7 @@ def learn(
     seed: int,
     journal: str | Path | None,
     sketch_rows: int,
+    recover: str | None,
 ) -> Learned:
     """Calibrate, probe every layer, plan every target; see [`~LOPPruner.fit`] and `check_arguments` for the arguments.
 
@@ -145,6 +184,10 @@ def learn(
     order = processes.from_main(lambda: neuron_order(neuron_importance(model, ffns, criterion, statistics)))
     clock.stop("calibration")
     provenance: dict[str, Any] = {"search": search, **prints}
+    outputs = None
+    if recover:
+        outputs = sketched_outputs(model, ffns, order, sketches, statistics)
+        provenance["recovery"] = recover
     settings: dict[str, Any] = {
         "model": {"type": model.config.model_type, **asdict(size)},
         "order_sha256": sha256(torch.cat(order).numpy().tobytes()).hexdigest()[:16],
@@ -152,10 +195,11 @@ def learn(
         "probe_ratios": PROBE_RATIOS,
         "context": CONTEXT,
         **prints,
+        **({"recovery": recover} if recover else {}),
     }
 
     def probe() -> np.ndarray:
-        return probe_layers(model, ffns, order, validation, PROBE_RATIOS, (0.0, CONTEXT), processes)
+        return probe_layers(model, ffns, order, validation, PROBE_RATIOS, (0.0, CONTEXT), processes, outputs)
 
     damage = probe() if journal is None else kept_array(Path(journal) / "probes.json", settings, probe, processes)
     clock.stop("probes")
@@ -172,7 +216,7 @@ def learn(
         ]
     else:
         provenance |= {"reward": reward_name(reward), "evaluations per target": evaluations, "seed": seed}
-        scored = scorer(model, order, validation, reward, processes)
+        scored = scorer(model, order, validation, reward, processes, outputs)
         dense = np.array(size.widths)
 
         def worth(ratios: np.ndarray) -> float:

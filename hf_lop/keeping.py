@@ -47,7 +47,8 @@ def kept_array(
             return None
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["settings"] != wanted:
-            different = [key for key in wanted if stored["settings"].get(key) != wanted[key]]
+            known = stored["settings"]
+            different = [key for key in {**wanted, **known} if known.get(key) != wanted.get(key)]
             raise InvalidInputError(
                 f"{path} was measured with another {', '.join(different)}. Choose another journal folder, or remove it."
             )

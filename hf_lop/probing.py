@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hf_lop.ffn.elastic import ElasticModel
+from hf_lop.ffn.elastic import ElasticModel, Outputs
 from hf_lop.ffn.layers import LayerRuns
 from hf_lop.ffn.replay import Recorded, record_batches
 from hf_lop.modeling_lop import FFN
@@ -24,6 +24,7 @@ def probe_layers(
     ratios: Sequence[float],
     contexts: Sequence[float] = (0.0,),
     processes: Processes | None = None,
+    outputs: Outputs | None = None,
 ) -> np.ndarray:
     """Measure what cutting each single layer costs: KL(dense || only layer l cut to ratio r), mean over predictions.
 
@@ -45,6 +46,7 @@ def probe_layers(
         contexts (`Sequence[float]`): C ratios of all other layers, each in [0, 1); 0 is the dense model.
         processes (`Processes`, *optional*): all of them call this with the same batches; each probes every n-th batch, so
             that the dense model runs no more than once on any.
+        outputs (`Callable`, *optional*): output projections of cut layers, see [`ElasticModel`].
 
     Returns:
         `np.ndarray`: `[C, L, P] float64` divergences in nats per prediction.
@@ -52,7 +54,7 @@ def probe_layers(
     Raises:
         InvalidInputError: if there is no batch with a prediction to score.
     """
-    elastic, processes = ElasticModel(model, order), processes or Processes()
+    elastic, processes = ElasticModel(model, order, outputs), processes or Processes()
     runs = LayerRuns(elastic.model, ffns)
     recorded = record_batches(elastic.model, batches, processes)
     bar = processes.bar(recorded, "probing layers")

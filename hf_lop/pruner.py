@@ -299,6 +299,7 @@ class LOPPruner(PreTrainedModel):
         evaluations: int = 200,
         predictor: str = "transformer",
         sketch_rows: int = SKETCH_ROWS,
+        recover: str | None = None,
         seed: int = 0,
         journal: str | Path | None = None,
         base_model: str | None = None,
@@ -339,6 +340,8 @@ class LOPPruner(PreTrainedModel):
             sketch_rows (`int`): directions per layer in the sketch of the activations, which lets `prune` recover without
                 data; even, half a byte per neuron each. 0 for none; nor is one kept, with a warning, where calibration has fewer
                 tokens than a layer has neurons.
+            recover (`str`, *optional*): "sketch" judges every candidate as `prune` leaves it, after recovery from the sketch:
+                what is best then is not what is best without.
             seed (`int`): of the draw of samples, the search, the predictor's initial weights and its training order.
             journal (`str` or `Path`, *optional*): folder that keeps probes and evaluations; the same call with the same
                 folder resumes after a kill, to the same result.
@@ -358,7 +361,7 @@ class LOPPruner(PreTrainedModel):
         check_rows(sketch_rows)
         if targets is None:
             targets = target_grid(0.0, 0.9, 0.0125) if search == "additive" else target_grid()
-        check_arguments(search, criterion, reward, targets, evaluations)
+        check_arguments(search, criterion, reward, targets, evaluations, recover, sketch_rows)
         parts: dict[str, list[Any]] = {}
         facts: dict[str, Any] = {}
         if validation is None:
@@ -388,6 +391,7 @@ class LOPPruner(PreTrainedModel):
             seed=seed,
             journal=journal,
             sketch_rows=sketch_rows,
+            recover=recover,
         )
         config = LOPConfig(
             base_model=base_model or hub_id(model.name_or_path),

@@ -141,7 +141,7 @@ def fit_by_layer(
     def fit(layer: int, weight: torch.Tensor) -> torch.Tensor:
         if name == "fold":
             return fit_fold(weight, kept[layer], statistics[layer])
-        fitted = fit_sketch(weight, kept[layer], pruner.directions_of(layer), statistics[layer].square)
+        fitted = fit_sketch(weight, pruner.directions_of(layer), statistics[layer].square, kept[layer])
         return checked_fit(layer, fitted)
 
     return fit

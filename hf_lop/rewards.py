@@ -15,7 +15,7 @@ from torch import nn
 
 from hf_lop.divergence import DenseTop
 from hf_lop.errors import InvalidInputError
-from hf_lop.ffn.elastic import ElasticModel
+from hf_lop.ffn.elastic import ElasticModel, Outputs
 from hf_lop.ffn.replay import IGNORED, Recorded, record_batches
 from hf_lop.processes import Processes
 
@@ -153,6 +153,7 @@ class Reward:
         batches: Iterable[Mapping[str, Any]],
         kind: str = "divergence",
         processes: Processes | None = None,
+        outputs: Outputs | None = None,
     ) -> "Reward":
         """Sort the neurons of a dense model, record batches and make a reward from them.
 
@@ -163,6 +164,7 @@ class Reward:
                 the answers) only answers count, see [`predictions`][hf_lop.ffn.replay.predictions].
             kind (`str`): one of `REWARDS`.
             processes (`Processes`, *optional*): those that share the batches; all of them pass the same.
+            outputs (`Callable`, *optional*): output projections of cut layers, see [`ElasticModel`].
 
         Returns:
             `Reward`: ready to be called.
@@ -170,7 +172,7 @@ class Reward:
         Raises:
             InvalidInputError: if `kind` is unknown, no target is known, or answers are needed and not labelled.
         """
-        elastic = ElasticModel(model, order)
+        elastic = ElasticModel(model, order, outputs)
         return cls(elastic, record_batches(elastic.model, batches, processes), kind, processes)
 
     def __call__(self, widths: Sequence[int]) -> Score:
@@ -222,6 +224,7 @@ def scorer(
     batches: Iterable[Mapping[str, Any]],
     reward: str | Judge,
     processes: Processes | None = None,
+    outputs: Outputs | None = None,
 ) -> Callable[[Sequence[int]], Score]:
     """Return what scores widths `[L]`: [`Reward.on`], of one of `REWARDS`, or a callable's own verdict.
 
@@ -231,8 +234,8 @@ def scorer(
     calls it for every candidate, and the verdict of the main one counts.
     """
     if isinstance(reward, str):
-        return Reward.on(model, order, batches, reward, processes)
-    elastic = ElasticModel(model, order)
+        return Reward.on(model, order, batches, reward, processes, outputs)
+    elastic = ElasticModel(model, order, outputs)
 
     def score(widths: Sequence[int]) -> Score:
         elastic.set_widths(widths)

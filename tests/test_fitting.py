@@ -11,8 +11,11 @@ import torch
 from hf_lop import demo
 from hf_lop.data import fingerprint, model_batches, read_rows, split_rows
 from hf_lop.errors import InvalidInputError
+from hf_lop.ffn.discovery import prunable_ffns
+from hf_lop.ffn.slicing import slice_ffns
 from hf_lop.pairs import training_pairs
 from hf_lop.pruner import LOPPruner
+from hf_lop.recoveries import fit_recovery
 from tests.conftest import text_batches
 
 SEARCH = {"search": "mcts", "targets": (0.3, 0.5), "evaluations": 6, "predictor": "mlp"}
@@ -165,6 +168,7 @@ def test_training_pairs_pass_through_the_rows():
 FIT = """
 import os, random, shutil, signal, sys, time
 from hf_lop.pruner import LOPPruner
+from hf_lop.recoveries import fit_recovery
 from tests.conftest import build
 from tests.test_fitting import fit
 
@@ -207,3 +211,51 @@ def test_a_fit_killed_at_ten_random_moments_resumes_each_time_to_the_same_pruner
         for name, value in resumed.state_dict().items():
             assert torch.equal(value, expected.state_dict()[name]), name
         assert resumed.plan(0.4) == expected.plan(0.4)
+
+
+@pytest.mark.parametrize("kind", ["gated", "conv1d", "fused"])
+def test_candidates_are_judged_as_prune_leaves_them(built, kind):
+    """The reward that a search saw is the pruned model's own, recovery included."""
+    search = text_batches(2, seed=1)
+    options = {"search": "cmaes", "targets": (0.5,), "evaluations": 4, "predictor": "mlp", "reward": "perplexity"}
+    calibration = text_batches(12)
+    found = LOPPruner.fit(built[kind], calibration, search, recover="sketch", **options)
+    row = found.config.search_table[0]
+    assert found.config.calibration["recovery"] == "sketch"
+    widths = [max(1, round(48 * (1 - ratio))) for ratio in row["ratios"]]
+    pruned = {}
+    for recover in ("sketch", None):
+        model = copy.deepcopy(built[kind])
+        ffns = prunable_ffns(model)
+        kept = [order[:width] for order, width in zip(found.order(), widths, strict=True)]
+        write = fit_recovery(recover, found, model, ffns, kept, list)
+        write(model, slice_ffns(model, kept))
+        with torch.no_grad():
+            logits = torch.cat([model(**batch).logits[:, :-1].flatten(0, 1) for batch in search])
+        ids = torch.cat([batch["input_ids"][:, 1:].flatten() for batch in search])
+        pruned[recover] = -float(torch.nn.functional.cross_entropy(logits, ids))
+    assert row["reward"] == pytest.approx(pruned["sketch"], abs=1e-5)
+    assert row["reward"] != pytest.approx(pruned[None], abs=1e-4)
+
+
+def test_probes_after_recovery_are_kept_apart_in_the_journal(built, tmp_path):
+    calibration, options = text_batches(12), {"targets": (0.5,), "predictor": "mlp", "journal": tmp_path}
+    first = LOPPruner.fit(built["gated"], calibration, text_batches(1, seed=1), recover="sketch", **options)
+    again = LOPPruner.fit(built["gated"], calibration, text_batches(1, seed=1), recover="sketch", **options)
+    assert first.config.probes == again.config.probes
+    with pytest.raises(InvalidInputError, match="another recovery"):
+        LOPPruner.fit(built["gated"], calibration, text_batches(1, seed=1), **options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"recover": "lstsq"}, "recover is 'lstsq'"),
+        ({"recover": "sketch", "sketch_rows": 0}, "sketch_rows is 0"),
+        ({"recover": "sketch"}, "more calibration tokens"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Calibration has")
+def test_a_recovery_that_cannot_judge_is_refused(built, changes, words):
+    with pytest.raises(InvalidInputError, match=words):
+        LOPPruner.fit(built["gated"], text_batches(1)[:1], text_batches(1, seed=1), **changes)

@@ -25,6 +25,9 @@ def fit(
     batch_size: Annotated[int, typer.Option(help="Samples per batch.")] = 8,
     max_length: Annotated[int | None, typer.Option(help="Tokens at which plain texts are cut.")] = None,
     sketch_rows: Annotated[int, typer.Option(help="Size of the sketch for recovery without data; 0 for none.")] = 128,
+    recover: Annotated[
+        str, typer.Option(help="Judge candidates as prune leaves them after this: sketch, or none.")
+    ] = "none",
     seed: Annotated[int, typer.Option(help="Seed of the draw of samples, the search and the predictor.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the journal of a killed run.")] = False,
     push_to: PushTo = None,
@@ -62,6 +65,7 @@ def fit(
         evaluations=evaluations,
         predictor=predictor,
         sketch_rows=sketch_rows,
+        recover=None if recover == "none" else recover,
         seed=seed,
         journal=journal,
     )

@@ -8,7 +8,7 @@ Weights that are sorted already, as those of an elastic repository are, need no 
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,10 @@ def shadow(model: nn.Module) -> Any:
     """
     shared: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     return copy.deepcopy(model, shared).eval()
+
+
+# (layer, width) -> its output projection [d, width], columns from the most important neuron on.
+Outputs = Callable[[int, int], torch.Tensor]
 
 
 class _Projection:
@@ -73,6 +77,11 @@ class _Projection:
             )
         setattr(self.module, self.attribute, 2 * width if self.fused else width)
 
+    def replace(self, weight: torch.Tensor) -> None:
+        """Take another output projection `[d, k]` of the current width."""
+        stored = weight if self.dims["weight"] else weight.T  # Conv1D
+        self.module._parameters["weight"] = nn.Parameter(stored, requires_grad=False)
+
 
 class ElasticModel:
     """A model whose FFN widths can be set at any time, in microseconds; the model it was made from is only read.
@@ -92,7 +101,7 @@ class ElasticModel:
         ```
     """
 
-    def __init__(self, model: nn.Module, order: Sequence[torch.Tensor]) -> None:
+    def __init__(self, model: nn.Module, order: Sequence[torch.Tensor], outputs: Outputs | None = None) -> None:
         """Sort the neurons of a dense model.
 
         The sorted weights take the memory of the FFN weights once more, unless `order` says that they are sorted already:
@@ -103,6 +112,9 @@ class ElasticModel:
             model (`nn.Module`): a dense model with its FFN weights in memory; its weights must not change while this is
                 in use.
             order (`Sequence[torch.Tensor]`): neurons of each layer from most to least important, `[n] int64`.
+            outputs (`Callable`, *optional*): given a layer and a width k below its dense one, its output projection
+                `[d, k]` there; by default the dense one's columns. A recovery that depends on the width, and is computed
+                whenever that is set.
 
         Raises:
             UnsupportedModelError: if the model cannot be pruned (see [`prunable_ffns`]), or a weight is computed.
@@ -111,6 +123,7 @@ class ElasticModel:
         self.ffns: list[FFN] = prunable_ffns(model)
         _check_order(self.ffns, order)
         self.model: Any = shadow(model)
+        self._outputs = outputs
         self.widths = tuple(ffn.width for ffn in self.ffns)
         self._projections: list[list[_Projection]] = []
         self._stored: list[tuple[nn.Module, list[str]]] = []
@@ -143,6 +156,8 @@ class ElasticModel:
             if not previous or previous[layer] != width:
                 for projection in self._projections[layer]:
                     projection.narrow(width)
+                if self._outputs is not None and width < self.ffns[layer].width:
+                    self._projections[layer][-1].replace(self._outputs(layer, width))
                 parent, names = self._stored[layer]
                 for name in names:
                     setattr(parent, name, width)

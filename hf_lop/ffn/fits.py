@@ -8,7 +8,7 @@ import torch
 from hf_lop.ffn.statistics import Statistics
 
 DAMPING = 0.1
-ROWS = 512  # of W at a time
+ROWS = 256  # of W at a time
 
 
 def fit_lstsq(weight: torch.Tensor, gram: torch.Tensor, kept: torch.Tensor, damping: float) -> torch.Tensor:
@@ -38,19 +38,18 @@ def fit_lstsq(weight: torch.Tensor, gram: torch.Tensor, kept: torch.Tensor, damp
 
 def fit_sketch(
     weight: torch.Tensor,
-    kept: torch.Tensor,
     directions: torch.Tensor,
     square: torch.Tensor,
-    *,
+    kept: torch.Tensor,
     damping: float = DAMPING,
 ) -> torch.Tensor:
     """Return W'_K of one layer, `[d, k]` in the dtype and on the device of W; see `recover_sketch`.
 
     Args:
         weight (`torch.Tensor`): W `[d, n]`.
-        kept (`torch.Tensor`): `[k] int64`, ascending.
         directions (`torch.Tensor`): B `[r, n] float32`.
         square (`torch.Tensor`): the diagonal of G, `[n] float32`.
+        kept (`torch.Tensor`): `[k] int64`; the columns come in its order.
         damping (`float`): above 0.
     """
     kept = kept.to(weight.device)

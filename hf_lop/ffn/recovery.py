@@ -129,7 +129,7 @@ def recover_sketch(
         raise InvalidInputError("The sketch belongs to another model. Use the pruner that was made for this one.")
     weights = []
     for layer, (ffn, indices) in enumerate(zip(ffns, check_kept(ffns, kept), strict=True)):
-        fitted = fit_sketch(output_weight(model, ffn), indices, directions[layer], squares[layer], damping=damping)
+        fitted = fit_sketch(output_weight(model, ffn), directions[layer], squares[layer], indices, damping)
         weights.append(checked_fit(layer, fitted))
     return weights
 
@@ -140,7 +140,7 @@ def checked_fit(layer: int, fitted: torch.Tensor) -> torch.Tensor:
     Raises:
         InvalidInputError: if not.
     """
-    if not torch.isfinite(fitted).all():
+    if not all(torch.isfinite(end) for end in torch.aminmax(fitted)):  # in one pass without a copy
         raise InvalidInputError(f"The fit of layer {layer} is not finite: the sketch is damaged. Load it again.")
     return fitted
 

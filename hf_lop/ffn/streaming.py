@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from safetensors.torch import save
 
 from hf_lop.ffn.stored import LENGTH, Place, parse_json
 
-BLOCK = 2**23  # bytes that are read at a time
+BLOCK = 2**20  # bytes that are read at a time: what stays in the processor's cache is copied fastest
+AHEAD = 2**25  # bytes that the system shall have read before they are needed
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # numpy has no bfloat16
 
 
 class Tensors(Protocol):
@@ -25,6 +28,9 @@ class Tensors(Protocol):
 
     def read_into(self, place: Place, start: int, buffer: Any) -> None:
         """Fill a buffer with the bytes of a tensor from its byte `start` on."""
+
+    def expect(self, place: Place, start: int = 0, stop: int | None = None) -> None:
+        """Hint that these bytes of a tensor are read next."""
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Return rows `[start, stop)` of a tensor."""
@@ -102,7 +108,9 @@ class Cutter:
 
     def _copied(self, place: Place) -> Iterator[memoryview]:
         buffer = _bytes(self._read)
+        self.tensors.expect(place, 0, AHEAD)
         for start in range(0, place.end - place.start, self.block):
+            self.tensors.expect(place, start + AHEAD, start + AHEAD + self.block)
             part = buffer[: min(self.block, place.end - place.start - start)]
             self.tensors.read_into(place, start, part)
             yield part
@@ -111,8 +119,10 @@ class Cutter:
         rows, row = place.shape[0], (place.end - place.start) // place.shape[0]
         step = max(1, self.block // row)
         buffer = self._read if row <= self.block else torch.empty(row, dtype=torch.uint8)
+        self.tensors.expect(place, 0, AHEAD)
         for start in range(0, rows, step):
             stop = min(start + step, rows)
+            self.tensors.expect(place, start * row + AHEAD, stop * row + AHEAD)
             raw = buffer[: (stop - start) * row]
             kept, axis = output.kept, output.axis
             if kept is not None and axis == 0:
@@ -127,11 +137,14 @@ class Cutter:
             yield _bytes(part if part.dtype == output.dtype else part.to(output.dtype))
 
     def _select(self, part: torch.Tensor, axis: int, kept: torch.Tensor) -> torch.Tensor:
+        """Gather along an axis; numpy is three times as fast as torch here if it need not check the indices again."""
         shape = (*part.shape[:axis], len(kept), *part.shape[axis + 1 :])
         size = torch.Size(shape).numel() * part.element_size()
         room = self._write[:size] if size <= self.block else torch.empty(size, dtype=torch.uint8)
-        into = room.view(part.dtype).view(shape)
-        return torch.index_select(part, axis, kept, out=into)
+        kind = _INTEGERS[part.element_size()]
+        raw: Any = part.view(kind).numpy()
+        np.take(raw, kept.numpy(), axis=axis, out=room.view(kind).view(shape).numpy(), mode="clip")
+        return room.view(part.dtype).view(shape)
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

@@ -40,6 +40,9 @@ class Files(Protocol):
     def read_into(self, file: str, start: int, buffer: memoryview) -> None:
         """Fill a buffer with the bytes from `start` on."""
 
+    def expect(self, file: str, start: int, length: int) -> None:
+        """Hint that these bytes are read next."""
+
     def close(self) -> None:
         """Give back what was opened."""
 
@@ -68,18 +71,27 @@ class Folder:
     def read_into(self, file: str, start: int, buffer: memoryview) -> None:
         """Fill a buffer; see `Files`. Pages are not mapped, so that they do not count as this process's memory."""
         with self._lock:
-            if self._open is None or self._open[0] != file:
-                self.close()
-                self._open = file, open(self.path / file, "rb", buffering=0)  # noqa: SIM115
-            self._open[1].seek(start)
+            stream = self._opened(file)
+            stream.seek(start)
             done = 0
             while done < len(buffer):
-                count = self._open[1].readinto(buffer[done:])  # type: ignore[attr-defined]
+                count = stream.readinto(buffer[done:])  # type: ignore[attr-defined]
                 if not count:
                     raise CheckpointMismatchError(
                         f"{file} in {self.name} ends at byte {start + done:,} while it is read. Do not change it meanwhile."
                     )
                 done += count
+
+    def expect(self, file: str, start: int, length: int) -> None:
+        """Let the system read ahead, while other bytes are worked on."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._opened(file).fileno(), start, length, os.POSIX_FADV_WILLNEED)
+
+    def _opened(self, file: str) -> BinaryIO:
+        if self._open is None or self._open[0] != file:
+            self.close()
+            self._open = file, open(self.path / file, "rb", buffering=0)  # noqa: SIM115
+        return self._open[1]
 
     def close(self) -> None:
         """Close the file that is open."""
@@ -172,6 +184,11 @@ class Repository:
                     buffer[done : done + len(part)] = part
                     done += len(part)
         return done
+
+    def expect(self, file: str, start: int, length: int) -> None:
+        """Let the system read ahead in the cache; nothing for what is transferred."""
+        if file in self._cached:
+            self._cached[file].expect(file, start, length)
 
     def close(self) -> None:
         """Close files of the cache."""

@@ -65,15 +65,20 @@ def load_skeleton(name: str | Path, config: PreTrainedConfig, shards: Shards, **
     _check_ordinary(str(name), config, shards)
     cls = _get_model_class(config, auto_class(config)._model_mapping)
     stored = _empty(config, shards)
-    model, info = cls.from_pretrained(
-        None,
-        config=config,
-        state_dict=dict(stored),
-        device_map={"": "meta"},
-        dtype="auto",
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # check_loaded refuses them, and says why
-    )
+    try:
+        model, info = cls.from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(stored),
+            device_map={"": "meta"},
+            dtype="auto",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # check_loaded refuses them, and says why
+        )
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise CheckpointMismatchError(
+            f"{name}: no model can be built from its config ({str(error)[:300]}). Take it from the repository again."
+        ) from error
     check_loaded(str(name), info)
     model.name_or_path = model.config.name_or_path = str(name)
     if model.can_generate() and hasattr(model, "adjust_generation_fn"):
