@@ -1,9 +1,9 @@
 """Any size from an elastic repository: `from_pretrained(ID, lop_ratio=0.3)` reads only what that size weighs.
 
-The pruner in the repository plans the widths; the weights are read in prefixes (see `hf_lop.hub.elastic`) and put together
-to the folder of an ordinary pruned model, which transformers then loads as any other: device maps, dtypes, quantisation and
-all else work as they do there. What was put together from the Hub is kept in the assets of its cache, by repository, commit
-and widths; from a local folder it is not.
+The pruner in the repository plans the widths, and the weights are read in prefixes (see `hf_lop.hub.elastic`). From the Hub
+they are put together to the folder of an ordinary pruned model, which stays in the assets of its cache, by repository, commit
+and size. From a local folder they are read into memory, and nothing is written; but for weights that shall be on disk.
+Either way transformers' own loader takes them: device maps, dtypes, quantisation and all else work as they do there.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ import torch
 from huggingface_hub import cached_assets_path, hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.ffn.discovery import find_ffns
@@ -32,8 +32,9 @@ from hf_lop.hub.checkpoint import save_pruned_extras
 from hf_lop.hub.files import Files, Folder, Repository
 from hf_lop.hub.hooks import SIZE
 from hf_lop.hub.loading import read_config
-from hf_lop.hub.prefixes import Fits, open_transposed, write_size
+from hf_lop.hub.prefixes import Fits, open_transposed, read_size
 from hf_lop.hub.shards import Shards
+from hf_lop.hub.size_file import write_size
 from hf_lop.hub.skeleton import load_skeleton
 from hf_lop.hub.stored_ffns import stored_ffns
 from hf_lop.modeling_lop import set_widths, take_neurons
@@ -44,6 +45,7 @@ from hf_lop.recoveries import choose_recovery, fit_by_layer, fit_prefixes
 
 SIZES = ("ratio", "params", "memory", "flops", "latency", "round_to", "recover")
 HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+Tensors = dict[str, torch.Tensor]
 
 
 class _Source(NamedTuple):
@@ -93,17 +95,27 @@ def load_size(
         raise InvalidInputError("An elastic repository has its model at the top; leave subfolder out.")
     config = kwargs.pop("config", None)
     source = _find(pretrained_model_name_or_path, budgets, hub)
+    on_disk = kwargs.get("offload_folder") is not None or _has_disk(kwargs.get("device_map"))
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(_size_folder(source))
+        folder, tensors = stack.enter_context(_size_folder(source, in_memory=not on_disk))
         if config is not None:
             kwargs["config"] = _pruned_config(cls, config, folder, source.plan)
-        loaded = original(cls, folder, *args, **kwargs)
+        if tensors is None:
+            loaded = original(cls, folder, *args, **kwargs)
+        else:  # transformers takes either a name or weights
+            loaded = original(cls, None, *args, state_dict=tensors, **{"config": folder, **kwargs})
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if tensors is not None and (folder / GENERATION_CONFIG_NAME).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
         if "disk" in getattr(model, "hf_device_map", {}).values():
             weakref.finalize(model, stack.pop_all().close)  # weights that are on disk are read there later
     model.name_or_path = model.config._name_or_path = source.name  # processors and provenance are there
     model.config._commit_hash = source.commit
     return loaded
+
+
+def _has_disk(device_map: Any) -> bool:
+    return isinstance(device_map, dict) and "disk" in device_map.values()
 
 
 def pull(name: str | Path, out: str | Path, *, budgets: Mapping[str, Any], **hub: Any) -> dict[str, Any]:
@@ -126,7 +138,7 @@ def pull(name: str | Path, out: str | Path, *, budgets: Mapping[str, Any], **hub
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as parent:
         folder = Path(parent) / out.name
-        model = _assemble(source, folder)
+        model, _ = _assemble(source, folder)
         save_pruned_extras(model, folder)
         if out.is_dir():
             out.rmdir()  # refuses a folder that holds something
@@ -169,13 +181,13 @@ def _find(name: str | Path, budgets: dict[str, Any], hub: dict[str, Any]) -> _So
 
 
 @contextlib.contextmanager
-def _size_folder(source: _Source) -> Iterator[Path]:
-    """The folder of a pruned model; it stays if it is of the Hub."""
+def _size_folder(source: _Source, *, in_memory: bool) -> Iterator[tuple[Path, Tensors | None]]:
+    """The folder of a pruned model, which stays if it is of the Hub; its weights, where they are not in it."""
     if source.commit is None:
         root = cached_assets_path("hf_lop", "elastic", "local")
         with tempfile.TemporaryDirectory(dir=root) as temporary:
-            _assemble(source, Path(temporary) / "model")
-            yield Path(temporary) / "model"
+            folder = Path(temporary) / "model"
+            yield folder, _assemble(source, folder, in_memory=in_memory)[1]
         return
     sizes = cached_assets_path("hf_lop", source.name, source.commit)
     folder, partial = sizes / source.key(), sizes / f"{source.key()}.partial"
@@ -186,7 +198,7 @@ def _size_folder(source: _Source) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
             _assemble(source, partial)
             _publish(partial, folder)
-    yield folder
+    yield folder, None
 
 
 def _publish(partial: Path, folder: Path) -> None:
@@ -211,8 +223,8 @@ def _pruned_config(cls: Any, config: Any, folder: Path, plan: Plan) -> PreTraine
     return pruned
 
 
-def _assemble(source: _Source, folder: Path) -> PreTrainedModel:
-    """Write config and weights of a pruned model; return it without weights."""
+def _assemble(source: _Source, folder: Path, *, in_memory: bool = False) -> tuple[PreTrainedModel, Tensors | None]:
+    """Write config and weights of a pruned model; return it without weights, and these where they stay in memory."""
     files: Files = Folder(source.folder)
     if source.commit is not None and not source.hub.get("local_files_only"):
         files = Repository(source.name, source.commit, token=source.hub.get("token"))
@@ -224,8 +236,12 @@ def _assemble(source: _Source, folder: Path) -> PreTrainedModel:
         source.pruner.config.check_fits(model, measure_size(model, ffns), strict=False)
         entries = stored_ffns(skeleton, ffns)
         remote = source.commit is not None
-        path, widths = folder / SAFE_WEIGHTS_NAME, source.plan.widths
-        write_size(main, transposed, entries, widths, path, fits=_fits(source), remote=remote)
+        path, widths, fits = folder / SAFE_WEIGHTS_NAME, source.plan.widths, _fits(source)
+        tensors: Tensors | None = None
+        if in_memory:
+            tensors = read_size(main, transposed, entries, widths, fits)
+        else:
+            write_size(main, transposed, entries, widths, path, fits=fits, remote=remote)
     set_widths(model, list(source.plan.widths))
     for ffn, width in zip(ffns, source.plan.widths, strict=True):
         take_neurons(model, ffn, torch.arange(width))
@@ -233,7 +249,7 @@ def _assemble(source: _Source, folder: Path) -> PreTrainedModel:
     model.config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
-    return model
+    return model, tensors
 
 
 def _fits(source: _Source) -> Fits | None:

@@ -130,15 +130,15 @@ print(model.num_parameters() * 4)
 def test_a_killed_download_leaves_nothing_that_loads(elastic, load, tmp_path):
     kill = """
 import os
-from hf_lop.hub import prefixes
-write, left = prefixes._write, [12]
+from hf_lop.hub import size_file
+write, left = size_file._write, [12]
 def dying(*arguments):
     left[0] -= 1
     if not left[0]:
         print("killed", flush=True)
         os._exit(0)
     return write(*arguments)
-prefixes._write = dying
+size_file._write = dying
 import hf_lop
 from transformers import AutoModelForCausalLM
 AutoModelForCausalLM.from_pretrained("me/elastic", lop_ratio=0.5, lop_recover=None)

@@ -1,28 +1,15 @@
-"""Elastic repositories, the reading side: the weights of one size, put together from ranges of bytes."""
+"""Elastic repositories, the reading side: the tensors of one size, read in prefixes."""
 
-import json
-import math
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from tqdm.auto import tqdm
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
-from hf_lop.ffn.stored import BITS, LENGTH, Place
 from hf_lop.hub.elastic import PRODUCTS, TRANSPOSED
 from hf_lop.hub.files import Files
 from hf_lop.hub.shards import Shards
-from hf_lop.hub.staging import check_room
 from hf_lop.hub.stored_ffns import StoredFFN
-
-__all__ = ["open_transposed", "write_size"]
-
-CHUNK = 2**25  # bytes of one request, at most
-READERS = 8  # requests at a time
 
 
 class _Inside:
@@ -66,15 +53,6 @@ def open_transposed(files: Files) -> Shards:
         ) from error
 
 
-class _Copy(NamedTuple):
-    """Bytes that are taken over as they are: of one file from `start` on, to `at` in the new one."""
-
-    file: str
-    start: int
-    length: int
-    at: int
-
-
 class Fits(NamedTuple):
     """What makes an output projection of `width` neurons, given its layer.
 
@@ -87,159 +65,89 @@ class Fits(NamedTuple):
     prefix: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-class _Part(NamedTuple):
-    """A tensor whose first neurons are taken, to `at` in the new file, by more than copying bytes."""
+def check_transposed(main: Shards, transposed: Shards, entries: Mapping[str, StoredFFN]) -> None:
+    """Refuse extra tensors that cannot be those of a checkpoint, by their shapes.
 
-    name: str
-    entry: StoredFFN
-    width: int
-    at: int
+    Raises:
+        CheckpointMismatchError: if there is one.
+    """
+    for name, entry in entries.items():
+        place = main.places[name]
+        extra, products = (transposed.places.get(own) for own in (name, name + PRODUCTS))
+        if extra is not None and (extra.dtype, extra.shape[1:], entry.dim) != (place.dtype, place.shape[:1], 1):
+            raise _damaged(
+                name, f"{place.dtype} of {list(place.shape)} and transposed as {extra.dtype} of {list(extra.shape)}"
+            )
+        if products is not None and (products.dtype, products.shape[:-1]) != ("F32", (place.shape[1 - entry.dim],)):
+            raise _damaged(name, f"{list(place.shape)}, its products as {products.dtype} of {list(products.shape)}")
 
 
-def write_size(
-    main: Shards,
-    transposed: Shards,
-    entries: Mapping[str, StoredFFN],
-    widths: Sequence[int],
-    path: Path,
-    *,
-    fits: Fits | None,
-    remote: bool,
-) -> None:
-    """Write the weights of a model of given widths as one safetensors file, reading little more than they weigh.
+def read_prefix(
+    main: Shards, transposed: Shards, name: str, entry: StoredFFN, width: int, fits: Fits | None
+) -> torch.Tensor:
+    """Read the first neurons of a tensor.
 
     Args:
         main (`Shards`): the dense checkpoint with sorted neurons.
         transposed (`Shards`): its extra tensors. Where one is missing or has too few rows, the whole tensor is read.
-        entries (`Mapping[str, StoredFFN]`): which tensors of `main` have entries for every neuron.
-        widths (`Sequence[int]`): `[L]` neurons to keep.
-        path (`Path`): file to write.
-        fits (`Fits`, *optional*): lets the output projections take over what the removed neurons did.
-        remote (`bool`): whether bytes come over a network: several requests run at a time then, with a progress bar on
-            stderr.
+        name (`str`): of the tensor in `main`.
+        entry (`StoredFFN`): where its neurons are.
+        width (`int`): how many of them.
+        fits (`Fits`, *optional*): lets an output projection take over what the removed neurons did.
+
+    Returns:
+        `torch.Tensor`: as it is stored, but for its width; not always contiguous.
 
     Raises:
-        CheckpointMismatchError: if the extra tensors are not those of the checkpoint, or a file is damaged.
-        InvalidInputError: if the Hub does not answer, or the disk has no room.
+        CheckpointMismatchError: if the extra tensor is of other weights, or a file is damaged.
+        InvalidInputError: if the Hub does not answer.
     """
-    shapes = {name: _shape(place, entries.get(name), widths) for name, place in main.places.items()}
-    # Larger numbers first, so that every tensor is aligned, as safetensors has it; else in the order they are stored.
-    names = sorted(main.places, key=lambda name: -BITS[main.places[name].dtype])
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    starts, at = {}, 0
-    for name in names:
-        starts[name] = at
-        at += _bytes(main.places[name].dtype, shapes[name])
-        header[name] = {
-            "dtype": main.places[name].dtype,
-            "shape": list(shapes[name]),
-            "data_offsets": [starts[name], at],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    begin, copies, parts = LENGTH + len(text), [], []
-    for name in names:
-        entry, place = entries.get(name), main.places[name]
-        if entry is None or widths[entry.layer] == entry.width:
-            copies.append(_Copy(place.file, place.start, place.end - place.start, begin + starts[name]))
-        elif entry.dim == 0 and not (entry.output and fits):
-            copies += _prefixes(place, entry, widths[entry.layer], begin + starts[name])
-        else:
-            parts.append(_Part(name, entry, widths[entry.layer], begin + starts[name]))
-    check_room(path.parent, begin + at)
-    with open(path, "wb") as file:
-        file.truncate(begin + at)
-        file.write(len(text).to_bytes(LENGTH, "little") + text)
-        file.flush()
-        jobs = [*(_copy_job(main, copy) for copy in _chunks(copies))]
-        jobs += [_part_job(main, transposed, part, fits) for part in parts]
-        _run(jobs, file.fileno(), total=at, remote=remote)
-
-
-def _shape(place: Place, entry: StoredFFN | None, widths: Sequence[int]) -> tuple[int, ...]:
-    shape = list(place.shape)
-    if entry is not None:
-        shape[entry.dim] = entry.parts * widths[entry.layer]
-    return tuple(shape)
-
-
-def _bytes(dtype: str, shape: Sequence[int]) -> int:
-    return math.prod(shape) * BITS[dtype] // 8
-
-
-def _prefixes(place: Place, entry: StoredFFN, width: int, at: int) -> Iterator[_Copy]:
-    """The first rows of every part of a tensor."""
-    part = (place.end - place.start) // entry.parts
-    length = part // entry.width * width
-    for index in range(entry.parts):
-        yield _Copy(place.file, place.start + index * part, length, at + index * length)
-
-
-def _chunks(copies: Sequence[_Copy]) -> Iterator[_Copy]:
-    """The same copies, joined where one begins where another ends, and split into requests of moderate length."""
-    joined: list[_Copy] = []
-    for copy in copies:
-        last = joined[-1] if joined else _Copy("", 0, 0, 0)
-        ends = (last.file, last.start + last.length, last.at + last.length)
-        if ends == (copy.file, copy.start, copy.at):
-            joined[-1] = last._replace(length=last.length + copy.length)
-        elif copy.length:
-            joined.append(copy)
-    for copy in joined:
-        for done in range(0, copy.length, CHUNK):
-            yield _Copy(copy.file, copy.start + done, min(CHUNK, copy.length - done), copy.at + done)
-
-
-Job = Callable[[int], int]  # writes into the open file and returns how many bytes
-
-
-def _copy_job(main: Shards, copy: _Copy) -> Job:
-    def run(file: int) -> int:
-        buffer = bytearray(copy.length)
-        main.files.read_into(copy.file, copy.start, memoryview(buffer))
-        return _write(file, memoryview(buffer), copy.at)
-
-    return run
-
-
-def _part_job(main: Shards, transposed: Shards, part: _Part, fits: Fits | None) -> Job:
-    name, entry, place = part.name, part.entry, main.places[part.name]
-    extra, products = (transposed.places.get(own) for own in (name, name + PRODUCTS))
     turned = entry.dim == 1  # neurons are columns of what is stored
-    if extra is not None and (extra.dtype != place.dtype or extra.shape[1:] != place.shape[:1] or not turned):
-        raise _damaged(
-            name, f"{place.dtype} of {list(place.shape)} and transposed as {extra.dtype} of {list(extra.shape)}"
-        )
-    features = place.shape[1 - entry.dim] if len(place.shape) == 2 else 0
-    if products is not None and (
-        products.dtype != "F32" or products.shape[:1] != (features,) or len(products.shape) != 2
-    ):
-        raise _damaged(name, f"{list(place.shape)}, its products as {products.dtype} of {list(products.shape)}")
-    is_prefix = not turned or (extra is not None and extra.shape[0] >= part.width and entry.parts == 1)
-    fit = fits if entry.output else None
+    extra = transposed.places.get(name)
+    is_prefix = not turned or (extra is not None and extra.shape[0] >= width and entry.parts == 1)
+    if fits is not None and entry.output and not (is_prefix and name + PRODUCTS in transposed.places):
+        dense = main.rows(name)
+        return fits.whole(entry.layer, dense) if turned else fits.whole(entry.layer, dense.T).T
+    if not turned:
+        starts = [part * entry.width for part in range(entry.parts)]
+        rows = [main.rows(name, start, start + width) for start in starts]
+        found = rows[0] if len(rows) == 1 else torch.cat(rows)
+    elif is_prefix:
+        found = transposed.rows(name, 0, width).T
+        _check_row(main, name, found[0])
+    else:
+        parts: Any = main.rows(name)
+        found = parts.unflatten(1, (entry.parts, -1))[:, :, :width].flatten(1)
+    if fits is None or not entry.output:
+        return found
+    products = transposed.rows(name + PRODUCTS)
+    return fits.prefix(entry.layer, found, products) if turned else fits.prefix(entry.layer, found.T, products).T
 
-    def columns() -> torch.Tensor:
-        """The tensor `[d, k]`, of the first neurons only."""
-        if not turned:
-            return main.rows(name, 0, part.width).T
-        if is_prefix:
-            found = transposed.rows(name, 0, part.width).T
-            _check_row(main, name, found[0])
-            return found
-        dense: Any = main.rows(name)
-        return dense.unflatten(1, (entry.parts, -1))[:, :, : part.width].flatten(1)  # type: ignore[no-any-return]
 
-    def run(file: int) -> int:
-        if fit is None:
-            tensor = columns()
-        elif is_prefix and products is not None:
-            tensor = fit.prefix(entry.layer, columns(), transposed.rows(name + PRODUCTS))
+def read_size(
+    main: Shards, transposed: Shards, entries: Mapping[str, StoredFFN], widths: Sequence[int], fits: Fits | None
+) -> dict[str, torch.Tensor]:
+    """Read all tensors of a size into memory; see [`read_prefix`] for arguments and errors.
+
+    Args:
+        main (`Shards`): see `read_prefix`, as for `transposed` and `fits`.
+        transposed (`Shards`): see `read_prefix`.
+        entries (`Mapping[str, StoredFFN]`): which tensors of `main` have entries for every neuron.
+        widths (`Sequence[int]`): `[L]` neurons to keep.
+        fits (`Fits`, *optional*): see `read_prefix`.
+
+    Returns:
+        `dict[str, torch.Tensor]`: by name, as they are stored.
+    """
+    check_transposed(main, transposed, entries)
+    found = {}
+    for name in main.places:
+        entry = entries.get(name)
+        if entry is None or widths[entry.layer] == entry.width:
+            found[name] = main.rows(name)
         else:
-            tensor = fit.whole(entry.layer, main.rows(name) if turned else main.rows(name).T)
-        data: Any = (tensor if turned else tensor.T).contiguous().view(-1).view(torch.uint8).numpy()
-        return _write(file, memoryview(data), part.at)
-
-    return run
+            found[name] = read_prefix(main, transposed, name, entry, widths[entry.layer], fits).contiguous()
+    return found
 
 
 def _damaged(name: str, what: str) -> CheckpointMismatchError:
@@ -258,24 +166,3 @@ def _check_row(main: Shards, name: str, row: torch.Tensor) -> None:
             f"{name} differs from its transposed copy: the weights were replaced after the repository was made elastic. "
             "Make it anew with make_elastic, or load the whole model."
         )
-
-
-def _write(file: int, data: memoryview, at: int) -> int:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(file, data[done:], at + done)
-    return done
-
-
-def _run(jobs: Sequence[Job], file: int, *, total: int, remote: bool) -> None:
-    if not remote:
-        for job in jobs:
-            job(file)
-        return
-    pool = ThreadPoolExecutor(READERS)
-    try:
-        with tqdm(total=total, unit="B", unit_scale=True, desc="Reading prefixes") as bar:
-            for written in pool.map(lambda job: job(file), jobs):
-                bar.update(written)
-    finally:
-        pool.shutdown(cancel_futures=True)  # after an error, what has not begun is left
