@@ -94,6 +94,7 @@ def test_recovery_equals_that_of_ordinary_pruning(built, kind, tmp_path):
     pruner.make_elastic(copy.deepcopy(built[kind])).save_pretrained(tmp_path)
     products = [name for name in load_file(tmp_path / "elastic/model.safetensors") if name.endswith(layout.PRODUCTS)]
     assert len(products) == 4
+    assert "lop_recover=None" in (tmp_path / "README.md").read_text()
     for ratio in (0.1, 0.5):
         sized = load(tmp_path, lop_ratio=ratio)
         assert sized.config.pruning_config["recovery"] == "sketch"
@@ -237,6 +238,7 @@ class TestSaving:
         card = (folder / "README.md").read_text()
         assert "lop_ratio=0.3" in card
         assert "org/base" in card
+        assert "Nothing takes over" in card
         assert (folder / "assets/plans.png").stat().st_size > 1000
 
     def test_again_in_the_same_folder(self, built, folder):

@@ -147,6 +147,7 @@ def save_elastic_extras(
         name=repo_id or f"./{directory.resolve().name}",
         auto_maps=auto_map(model.config.model_type, type(model.config).__name__),
         extra_bytes=sum(file.stat().st_size for file in (directory / TRANSPOSED).iterdir()),
+        sketch=config.sketch_rows > 0,
         processor=processor,
         base_data=base_data,
         tags=[*(model.model_tags or ()), *tags],

@@ -21,6 +21,7 @@ def elastic_card(
     name: str,
     auto_maps: Mapping[str, str],
     extra_bytes: int,
+    sketch: bool,
     processor: str | None = None,
     base_data: Mapping[str, Any] | None = None,
     tags: Iterable[str] = (),
@@ -34,6 +35,7 @@ def elastic_card(
         name (`str`): what `from_pretrained` takes: the Hub id, or a folder as seen from its parent.
         auto_maps (`Mapping[str, str]`): which Auto classes load which class of the model.
         extra_bytes (`int`): of the files beyond a dense checkpoint's.
+        sketch (`bool`): whether the pruner has a sketch, so that loading recovers.
         processor (`str`, *optional*): "AutoProcessor" or "AutoTokenizer", where the repository has one.
         base_data (`Mapping`, *optional*): metadata of the base model's card; license and language are taken from it.
         tags (`Iterable[str]`): further tags of the card.
@@ -66,6 +68,7 @@ def elastic_card(
         extra=f"{_memory(extra_bytes)}, {extra_bytes / size.num_bytes:.0%} of the dense weights",
         dense=_size(size.widths, size.widths, size.parameters, size.parameters, size.num_bytes),
         rows=[_size(size.widths, w, size.parameters, size.parameters_at(w), size.bytes_at(w)) for w in plans.values()],
+        sketch=sketch,
         citation=CITATION,
         marker=MARKER,
     )
