@@ -34,7 +34,7 @@ from hf_lop.modeling_lop import FFN
 from hf_lop.plan import Plan, plan_budget
 from hf_lop.processes import launched
 from hf_lop.pruner import LOPPruner
-from hf_lop.recoveries import RECOVERIES, choose_recovery, fit_recovery
+from hf_lop.recoveries import FROM_DATA, RECOVERIES, choose_recovery, fit_recovery
 from hf_lop.rewards import REWARDS, Score, _by_sample, _ratio
 
 MOMENTS_BYTES = 2**32  # second moments of all layers that wait in memory for the next row
@@ -65,9 +65,9 @@ def compare(
         report (`Iterable[Mapping]`): batches that no pruner was calibrated or searched on. With `labels` only answers count.
         ratios (`Sequence[float]`): target ratios R, in (0, 1).
         methods (`Sequence[str]`, *optional*): of `METHODS`; by default all that every pruner can cut by.
-        recover (`Sequence`): of None and `RECOVERIES`: "lstsq", "sketch", "fold", "bias". None is the default, so that
+        recover (`Sequence`): of None and `RECOVERIES`: "sequential", "lstsq", "sketch", "fold", "bias". None is the default, so that
             methods are compared as they are. Biases are not among the parameters counted.
-        data (`Iterable[Mapping]`, *optional*): batches for "lstsq", none of them a report batch.
+        data (`Iterable[Mapping]`, *optional*): batches for "sequential" and "lstsq", none of them a report batch.
         rewards (`Sequence[str]`): of `REWARDS`.
         folder (`str` or `Path`, *optional*): keeps finished rows in `rows.jsonl`; the same call resumes there, and a call
             with more methods, ratios or recoveries adds to them.
@@ -265,8 +265,11 @@ def check_arguments(
             raise InvalidInputError(f"{name} has {unknown[0]!r}; choose from {', '.join(map(str, choices))}.")
     if wrong := [ratio for ratio in ratios if not 0 < ratio < 1]:
         raise InvalidInputError(f"ratios has {wrong[0]}; each must be in (0, 1), the dense model is always compared.")
-    if "lstsq" in recover and not data:
-        raise InvalidInputError('recover="lstsq" needs data, batches of model inputs. Pass data=..., or use "sketch".')
+    for name in FROM_DATA:
+        if name in recover and not data:
+            raise InvalidInputError(
+                f'recover="{name}" needs data, batches of model inputs. Pass data=..., or use "sketch".'
+            )
 
 
 def _check_unseen(

@@ -200,18 +200,20 @@ class LOPPruner(PreTrainedModel):
             round_to (`int`): see `plan`.
             method (`str`): "lop", the predicted plan; a plan that was searched, such as "additive" or "cmaes", where the
                 pruner has it; or a baseline from the same statistics: one of `METHODS`.
-            recover (`str`, *optional*): let the output projections take over what the removed neurons did: "lstsq", least
-                squares on `data`; "sketch", least squares on this pruner's sketch of the activations; "fold", their mean,
-                from the stored statistics; "bias", the same as FLAP does it, as biases, which the architecture may not
+            recover (`str`, *optional*): let the output projections take over what the removed neurons did: "sequential", least
+                squares on `data`, layer after layer, each fitted to what is missing behind it; "lstsq", least squares on
+                `data`, every layer by itself; "sketch", the same on this pruner's sketch of the activations; "fold", their
+                mean, from the stored statistics; "bias", the same as FLAP does it, as biases, which the architecture may not
                 have: they come on top of the budget, and only hf_lop or `trust_remote_code=True` loads them; or None. The
-                default, "auto", is "lstsq" with `data`, else "sketch" if there is one, else None.
-                `config.pruning_config["recovery"]` says which it was.
+                default, "auto", is "sequential" with `data` ("lstsq" where the layers do not allow that), else "sketch" if there
+                is one, else None. `config.pruning_config["recovery"]` says which it was.
             data (`Iterable[Mapping]`, *optional*): batches of model inputs like those the model shall work on.
             strict (`bool`): refuse, instead of warn about, another commit of the base model.
             output_dir (`str` or `Path`, *optional*): new or empty folder; with it, `model` must be a Hub id or folder, and is
                 cut from file to file. The folder is the one that `prune(model, ...).save_pretrained(output_dir)` writes, byte
                 by byte, but no weight is held in memory longer than it takes to copy it. It appears when it is complete; the
-                same call goes on where one was killed. For "lstsq" and "bias" the model must be in memory.
+                same call goes on where one was killed. Recoveries that read data, and "bias", need the model
+                in memory.
 
         Returns:
             `PreTrainedModel`: the same object, of the same class, device and dtype; with `output_dir` a model on the meta

@@ -1,7 +1,7 @@
 """Cutting a model to a budget with what a pruner knows."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import hf_lop
-from hf_lop.errors import InvalidInputError
+from hf_lop.errors import InvalidInputError, UnsupportedModelError
 from hf_lop.ffn.discovery import prunable_ffns
 from hf_lop.ffn.moments import second_moments
 from hf_lop.ffn.size import measure_size
@@ -23,6 +23,7 @@ from hf_lop.hub.skeleton import load_skeleton
 from hf_lop.hub.staging import check_new
 from hf_lop.hub.streaming import write_pruned
 from hf_lop.methods import METHODS, check_method, choose
+from hf_lop.modeling_lop import FFN
 from hf_lop.plan import Plan, plan_budget, read_budget
 from hf_lop.recoveries import choose_recovery, fit_by_layer, fit_recovery
 from hf_lop.sorting import twin_for
@@ -57,7 +58,7 @@ def prune_model(
     Returns:
         `PreTrainedModel`: the same object.
     """
-    named = isinstance(model, str | Path)
+    asked, named = recover, isinstance(model, str | Path)
     recover = _check(
         pruner, budgets, round_to=round_to, method=method, recover=recover, data=data is not None, by_name=named
     )
@@ -73,7 +74,18 @@ def prune_model(
     ratios, order = choose(method, pruner, model, ffns)
     plan = plan_budget(ratios, size, budgets, round_to=round_to, device=weight.device, dtype=weight.dtype)
     kept = [neurons[:width] for neurons, width in zip(order, plan.widths, strict=True)]
-    write = fit_recovery(recover, pruner, model, ffns, kept, lambda: second_moments(model, data or (), ffns))
+    batches = list(data or ())
+
+    def fitted(name: str | None) -> Callable[[nn.Module, Sequence[FFN]], None]:
+        return fit_recovery(name, pruner, model, ffns, kept, lambda: second_moments(model, batches, ffns), batches)
+
+    try:
+        write = fitted(recover)
+    except UnsupportedModelError:
+        if asked != "auto" or recover != "sequential":
+            raise
+        recover = "lstsq"
+        write = fitted(recover)
     write(model, slice_ffns(model, kept))
     record(pruner, model, plan, method=method, recovery=recover, round_to=round_to)
     return model

@@ -1,8 +1,8 @@
 """The recoveries a pruner offers: which one to use, and what it makes of a plan."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,17 +18,20 @@ from hf_lop.ffn.recovery import (
     removed_means,
     set_output_weights,
 )
+from hf_lop.ffn.sequential import recover_in_turn
 from hf_lop.modeling_lop import FFN
 
 if TYPE_CHECKING:
     from hf_lop.pruner import LOPPruner
 
 RECOVERIES = {
-    "lstsq": "output projections fitted by least squares on calibration data",
+    "sequential": "output projections fitted by least squares on calibration data, layer after layer",
+    "lstsq": "output projections fitted by least squares on calibration data, every layer by itself",
     "sketch": "output projections fitted by least squares on the pruner's sketch of the activations",
     "fold": "the mean output of the removed neurons folded into the kept ones",
     "bias": "the mean output of the removed neurons as a bias of the output projections (FLAP)",
 }
+FROM_DATA = ("sequential", "lstsq")
 
 
 def choose_recovery(recover: str | None, *, data: bool, sketch: bool) -> str | None:
@@ -36,8 +39,8 @@ def choose_recovery(recover: str | None, *, data: bool, sketch: bool) -> str | N
 
     | `recover` | data given | a sketch, no data | neither |
     |---|---|---|---|
-    | "auto" | lstsq | sketch | none |
-    | "lstsq" | lstsq | error | error |
+    | "auto" | sequential | sketch | none |
+    | "sequential", "lstsq" | as asked for | error | error |
     | "sketch" | error | sketch | error |
     | "fold", "bias", None | error | as asked for | as asked for |
 
@@ -53,14 +56,14 @@ def choose_recovery(recover: str | None, *, data: bool, sketch: bool) -> str | N
         InvalidInputError: if the recovery is unknown, or needs what is not there, or data would be left unread.
     """
     if recover == "auto":
-        return "lstsq" if data else "sketch" if sketch else None
+        return "sequential" if data else "sketch" if sketch else None
     if recover is not None and recover not in RECOVERIES:
         raise InvalidInputError(f'recover is {recover!r}; choose "auto", {", ".join(RECOVERIES)} or None.')
-    if recover == "lstsq" and not data:
+    if recover in FROM_DATA and not data:
         raise InvalidInputError(
-            'recover="lstsq" needs data, batches of model inputs. Pass data=..., or use recover="sketch".'
+            f'recover="{recover}" needs data, batches of model inputs. Pass data=..., or use recover="sketch".'
         )
-    if recover != "lstsq" and data:
+    if recover not in FROM_DATA and data:
         raise InvalidInputError(f"recover={recover!r} reads no data, but data was given. Leave one of the two out.")
     if recover == "sketch" and not sketch:
         raise InvalidInputError(
@@ -77,6 +80,7 @@ def fit_recovery(
     ffns: Sequence[FFN],
     kept: Sequence[torch.Tensor],
     moments: Callable[[], Iterable[torch.Tensor]],
+    data: Iterable[Mapping[str, Any]] = (),
 ) -> Callable[[nn.Module, Sequence[FFN]], None]:
     """Compute a recovery from the dense model, which is only read.
 
@@ -87,19 +91,22 @@ def fit_recovery(
         ffns (`Sequence[FFN]`): its L FFNs.
         kept (`Sequence[torch.Tensor]`): the neurons to keep, one `[k] int64` per layer.
         moments (`Callable`): gives the second moments `[n, n]` of every layer; only called for "lstsq".
+        data (`Iterable[Mapping]`): batches of model inputs; only read for "sequential".
 
     Returns:
         `Callable`: writes the result into the cut model, given that and its FFNs.
 
     Raises:
         InvalidInputError: if something does not fit the model.
-        UnsupportedModelError: if a bias cannot be added.
+        UnsupportedModelError: if a bias cannot be added, or layers cannot be fitted one after the other.
     """
     if name is None:
         return lambda _model, _ffns: None
     if name == "bias":
         return partial(add_to_output_biases, biases=removed_means(model, ffns, kept, pruner.statistics()))
-    if name == "lstsq":
+    if name == "sequential":
+        weights = recover_in_turn(model, data, ffns, kept)
+    elif name == "lstsq":
         weights = recover_lstsq(model, ffns, kept, moments())
     elif name == "sketch":
         squares = [measured.square for measured in pruner.statistics()]
@@ -128,7 +135,7 @@ def fit_by_layer(
     if name is None:
         return None
     reasons = {
-        "lstsq": "runs the model on data",
+        **dict.fromkeys(FROM_DATA, "runs the model on data"),
         "bias": "adds weights that the files do not have",
     }
     if name in reasons:

@@ -6,7 +6,7 @@ import torch
 
 from hf_lop import demo
 from hf_lop.allocation import additive_plans, global_threshold
-from hf_lop.errors import InvalidInputError
+from hf_lop.errors import InvalidInputError, UnsupportedModelError
 from hf_lop.ffn.discovery import find_ffns
 from hf_lop.ffn.importance import neuron_importance, neuron_order
 from hf_lop.ffn.slicing import mask_neurons
@@ -14,6 +14,7 @@ from hf_lop.fitting import PROBE_RATIOS
 from hf_lop.methods import METHODS, choose, cold_seconds, usable_methods
 from hf_lop.pruner import LOPPruner
 from tests.conftest import text_batches
+from tests.families import build
 
 
 def logits(model, batch):
@@ -138,14 +139,25 @@ def test_cold_seconds_add_up_what_a_method_needs(searched, pruner):
 
 
 def test_least_squares_brings_the_outputs_back(pruner, built):
-    held_out = text_batches(2, seed=9)
+    held_out, data = text_batches(2, seed=9), text_batches(40, seed=5)
     distance = {}
-    for name, options in (("none", {"recover": None}), ("lstsq", {"data": text_batches(40, seed=5)})):
-        pruned = pruner.prune(copy.deepcopy(built["gated"]), 0.3, method="uniform", **options)
-        assert pruned.config.pruning_config["recovery"] == (None if name == "none" else "lstsq")
+    for recover in (None, "lstsq", "auto"):
+        options = {"data": iter(data)} if recover else {}
+        pruned = pruner.prune(copy.deepcopy(built["gated"]), 0.3, method="uniform", recover=recover, **options)
+        assert pruned.config.pruning_config["recovery"] == (recover if recover != "auto" else "sequential")
         differences = [logits(pruned, batch) - logits(built["gated"], batch) for batch in held_out]
-        distance[name] = float(torch.cat(differences).square().mean())
-    assert distance["lstsq"] < 0.9 * distance["none"]
+        distance[recover] = float(torch.cat(differences).square().mean())
+    assert distance["lstsq"] < 0.9 * distance[None]
+    assert distance["auto"] < 0.9 * distance[None]
+
+
+def test_layers_that_cannot_be_fitted_in_turn_are_fitted_by_themselves():
+    model, data = build("gemma2"), text_batches(8)  # a norm behind every FFN
+    pruner = LOPPruner.fit(model, data, text_batches(1, seed=1), predictor="mlp", sketch_rows=0)
+    with pytest.raises(UnsupportedModelError, match="do not simply add"):
+        pruner.prune(model, 0.3, recover="sequential", data=iter(data))
+    assert model.config.intermediate_size == build("gemma2").config.intermediate_size  # nothing was changed
+    assert pruner.prune(model, 0.3, data=iter(data)).config.pruning_config["recovery"] == "lstsq"
 
 
 def test_fold_needs_no_data_and_keeps_the_architecture(pruner, llama, built):

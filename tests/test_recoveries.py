@@ -15,7 +15,7 @@ from hf_lop.ffn.recovery import add_to_output_biases, removed_means
 from hf_lop.ffn.slicing import slice_ffns
 from hf_lop.ffn.statistics import collect_statistics
 from hf_lop.pruner import LOPPruner
-from hf_lop.recoveries import choose_recovery
+from hf_lop.recoveries import RECOVERIES, choose_recovery
 from tests.conftest import CONFIGS, text_batches
 from tests.test_recovery import activations, some_kept
 from tests.tiny_models import tiny_inputs, tiny_model
@@ -36,12 +36,14 @@ torch.save(model(**torch.load(out)).logits, out)
     [
         ("auto", False, False, None),
         ("auto", False, True, "sketch"),
-        ("auto", True, False, "lstsq"),
-        ("auto", True, True, "lstsq"),
+        ("auto", True, False, "sequential"),
+        ("auto", True, True, "sequential"),
         (None, False, True, None),
         (None, True, True, "reads no data"),
         ("lstsq", True, False, "lstsq"),
         ("lstsq", False, True, "needs data"),
+        ("sequential", True, True, "sequential"),
+        ("sequential", False, True, 'recover="sequential" needs data'),
         ("sketch", False, True, "sketch"),
         ("sketch", False, False, "no sketch"),
         ("sketch", True, True, "reads no data"),
@@ -54,7 +56,7 @@ torch.save(model(**torch.load(out)).logits, out)
     ],
 )
 def test_decisions(recover, data, sketch, expected):
-    if expected in (None, "lstsq", "sketch", "fold", "bias"):
+    if expected in (None, *RECOVERIES):
         assert choose_recovery(recover, data=data, sketch=sketch) == expected
     else:
         with pytest.raises(InvalidInputError, match=expected):

@@ -113,13 +113,21 @@ def split_blocks(
         tokenizer: returns a mapping with `input_ids` for a text.
         tokens: tokens of a block.
     """
-    splits = [name for name, share in SHARES.items() for _ in range(share)]
     found: dict[str, list[torch.Tensor]] = {name: [torch.empty(0, tokens, dtype=torch.int64)] for name in SHARES}
-    for index, name in enumerate(sorted(pages, key=lambda name: hashlib.sha256(name.encode()).hexdigest())):
-        ids = torch.tensor(tokenizer(pages[name])["input_ids"], dtype=torch.int64)
-        whole = len(ids) // tokens * tokens
-        found[splits[index % len(splits)]].append(ids[:whole].view(-1, tokens))
+    for split, texts in split_pages(pages).items():
+        for text in texts:
+            ids = torch.tensor(tokenizer(text)["input_ids"], dtype=torch.int64)
+            found[split].append(ids[: len(ids) // tokens * tokens].view(-1, tokens))
     return {name: torch.cat(blocks) for name, blocks in found.items()}
+
+
+def split_pages(pages: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the texts of the pages of every split, in an order that says nothing about the book's."""
+    splits = [name for name, share in SHARES.items() for _ in range(share)]
+    found: dict[str, list[str]] = {name: [] for name in SHARES}
+    for index, name in enumerate(sorted(pages, key=lambda name: hashlib.sha256(name.encode()).hexdigest())):
+        found[splits[index % len(splits)]].append(pages[name])
+    return found
 
 
 def fingerprint(blocks: torch.Tensor) -> str:

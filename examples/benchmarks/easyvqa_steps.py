@@ -19,6 +19,7 @@ from hf_lop.ffn.importance import neuron_importance, neuron_order
 from hf_lop.ffn.moments import second_moments
 from hf_lop.ffn.recovery import recover_lstsq, set_output_weights
 from hf_lop.ffn.replay import record_batches
+from hf_lop.ffn.sequential import recover_in_turn
 from hf_lop.ffn.size import measure_size
 from hf_lop.ffn.slicing import slice_ffns
 from hf_lop.ffn.statistics import collect_statistics
@@ -51,7 +52,8 @@ LABELS = {
     "lop": "**LOP** (predicted)",
 }
 ENGINES = {"mcts": MCTS, "cmaes": CMAES}
-RECOVERIES = (None, "lstsq")
+RECOVERIES = (None, "lstsq", "sequential")
+IN_TURN = {"methods": ("wanda", "flap", "uniform", "lop"), "targets": (0.5, 0.7)}
 
 
 class Run(Steps):
@@ -190,9 +192,13 @@ class Run(Steps):
         def measure() -> dict[str, Any]:
             kept, plan = self.plan(method, target)
             pruned = copy.deepcopy(self.model)
-            moments = self.moments if recovery else []
+            moments = self.moments if recovery == "lstsq" else []
+            outputs = None
             with Clock() as clock:
-                outputs = recover_lstsq(self.model, self.ffns, kept, moments) if recovery else None
+                if recovery == "lstsq":
+                    outputs = recover_lstsq(self.model, self.ffns, kept, moments)
+                elif recovery == "sequential":
+                    outputs = recover_in_turn(self.model, self.batches["recovery"], self.ffns, kept)
                 cut = slice_ffns(pruned, kept)
                 if outputs is not None:
                     set_output_weights(pruned, cut, outputs)

@@ -10,10 +10,8 @@
 
 SmolLM2-135M-Instruct (4-bit weights expanded to bfloat16), English prose in blocks of 128 tokens. Every seed draws other
 blocks for calibration (96 or 16) and report (48). "toward zero" is the textbook ridge W G_{:,K} (G_KK + lambda I)^-1 with
-lambda = 1e-2 of the mean diagonal of G; "least squares" is `recover_lstsq` at several dampings. With --sequential, layers are
-fitted one after the other on what the already cut layers before them give, to one of three targets: what the dense FFN
-makes of the same input ("own"), what it makes of the dense model's input ("dense FFN"), or the rest to the dense layer's
-output ("dense layer").
+lambda = 1e-2 of the mean diagonal of G; "least squares" is `recover_lstsq` at several dampings. With --sequential it is compared
+with `recover_in_turn`, which fits layers one after the other.
 """
 
 import argparse
@@ -36,7 +34,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_lop.ffn.discovery import prunable_ffns
 from hf_lop.ffn.importance import neuron_importance, neuron_order, output_weight
 from hf_lop.ffn.moments import second_moments
-from hf_lop.ffn.recovery import DAMPING, recover_fold, recover_lstsq, set_output_weights
+from hf_lop.ffn.recovery import recover_fold, recover_lstsq, set_output_weights
+from hf_lop.ffn.sequential import recover_in_turn
 from hf_lop.ffn.slicing import slice_ffns
 from hf_lop.ffn.statistics import collect_statistics
 
@@ -90,58 +89,6 @@ def toward_zero(weight: torch.Tensor, gram: torch.Tensor, kept: torch.Tensor) ->
     return torch.linalg.solve(inner, cross.T, left=True).T.to(weight.dtype)
 
 
-@torch.inference_mode()
-def sequential(
-    model: Any, kept: list[torch.Tensor], blocks: torch.Tensor, target: str, damping: float
-) -> list[torch.Tensor]:
-    """Fit the output projections of a Llama one after the other; `W'_K` `[d, k]` of every layer."""
-    pruned = copy.deepcopy(model)
-    cut = slice_ffns(pruned, kept)
-    weights = []
-    streams = [[model.model.embed_tokens(part) for part in blocks.split(16)] for _ in range(2)]
-    places = torch.arange(blocks.shape[1])[None]
-    rotary = model.model.rotary_emb(streams[0][0], places)
-    for index, ffn in enumerate(cut):
-        seen: dict[str, torch.Tensor] = {}
-        dense_layer, layer = model.model.layers[index], pruned.model.layers[index]
-
-        def note(name: str, seen: dict[str, torch.Tensor] = seen) -> Any:
-            return lambda _m, args, output: seen.update(
-                {name: args[0].flatten(0, 1), name + " out": output.flatten(0, 1)}
-            )
-
-        handles = [
-            dense_layer.mlp.register_forward_hook(note("dense")),
-            layer.mlp.register_forward_hook(note("pruned")),
-            layer.mlp.down_proj.register_forward_hook(note("x")),
-        ]
-        place = output_weight(pruned, ffn)
-        gram = torch.zeros(ffn.width, ffn.width)
-        cross = torch.zeros(len(place), ffn.width)
-        for batch, (full, part) in enumerate(zip(*streams, strict=True)):
-            streams[0][batch] = full = dense_layer(full, position_embeddings=rotary)
-            now = layer(part, position_embeddings=rotary)
-            x = seen["x"].float()
-            if target == "own":
-                wanted = dense_layer.mlp(seen["pruned"]).float()
-            elif target == "dense FFN":
-                wanted = seen["dense out"].float()
-            else:
-                wanted = (full.flatten(0, 1) - (now.flatten(0, 1) - seen["pruned out"])).float()
-            gram.addmm_(x.T, x)
-            cross.addmm_(wanted.T, x)
-        inner = gram.double()
-        inner.diagonal().add_(damping * gram.diagonal().double().clamp_min(1e-9 * float(gram.diagonal().mean())))
-        missing = cross.double() - place.double() @ gram.double()
-        change = torch.cholesky_solve(missing.T, torch.linalg.cholesky(inner)).T
-        weights.append((place.double() + change).to(place.dtype))
-        set_output_weights(pruned, [ffn], weights[-1:])
-        for handle in handles:
-            handle.remove()
-        streams[1] = [layer(part, position_embeddings=rotary) for part in streams[1]]
-    return weights
-
-
 def run(model: Any, blocks: torch.Tensor, seed: int, ratios: list[float], in_turn: bool) -> dict[str, Any]:
     """Measure everything for one seed, or only the sequential variants against the parallel one."""
     blocks = blocks[torch.randperm(len(blocks), generator=torch.Generator().manual_seed(seed))]
@@ -166,10 +113,12 @@ def run(model: Any, blocks: torch.Tensor, seed: int, ratios: list[float], in_tur
             return loss(pruned, report)
 
         if in_turn:
-            losses = {"none": score(None), "parallel": score(recover_lstsq(model, ffns, kept, moments[96]))}
-            for target in ("own", "dense FFN", "dense layer"):
-                losses[f"sequential, {target}"] = score(sequential(model, kept, calibration, target, DAMPING))
-                print(f"{seed} {ratio:.0%} {target}: {losses}", file=sys.stderr)
+            losses = {"none": score(None), "each by itself": score(recover_lstsq(model, ffns, kept, moments[96]))}
+            start = time.thread_time()
+            weights = recover_in_turn(model, batches(calibration), ffns, kept)
+            result["seconds"][f"in turn, {ratio:.0%}"] = time.thread_time() - start
+            losses["in turn"] = score(weights)
+            print(f"{seed} {ratio:.0%}: {losses}", file=sys.stderr)
             result[f"{ratio:.0%}"] = losses
             continue
         losses = {"none": score(None), "fold": score(recover_fold(model, ffns, kept, measured))}

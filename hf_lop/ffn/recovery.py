@@ -36,9 +36,8 @@ def recover_lstsq(
     lambda ||W'_K||^2 instead, W'_K = W G_{:,K} (G_KK + lambda I)^-1, draws all columns to zero.) Solved by Cholesky
     factors in float64.
 
-    Every layer is fitted by itself on the dense model's activations. Fitting them in turn, on what already cut layers give,
-    to the dense layer's output took another 16 % of the loss away in a first measurement (one seed, 50 %); see
-    examples/benchmarks/results/recovery_sequential.md.
+    Every layer is fitted by itself on the dense model's activations, so that one pass over the data serves any number of
+    plans. Fitting them in turn is better for one plan, see `recover_in_turn` in hf_lop.ffn.sequential.
 
     Only reads the model, so that it is used before slicing:
 

@@ -212,7 +212,13 @@ def _legend(figure: "Figure", handles: Sequence[object], labels: Sequence[str]) 
 
 
 def _name(recover: str | None) -> str:
-    names = {None: "no recovery", "lstsq": "least squares", "sketch": "least squares, sketch", "fold": "folded means"}
+    names = {
+        None: "no recovery",
+        "sequential": "least squares in turn",
+        "lstsq": "least squares",
+        "sketch": "least squares, sketch",
+        "fold": "folded means",
+    }
     return names.get(recover, str(recover))
 
 
