@@ -225,7 +225,7 @@ def _pruned_config(cls: Any, config: Any, folder: Path, plan: Plan) -> PreTraine
 
 def _assemble(source: _Source, folder: Path, *, in_memory: bool = False) -> tuple[PreTrainedModel, Tensors | None]:
     """Write config and weights of a pruned model; return it without weights, and these where they stay in memory."""
-    files: Files = Folder(source.folder)
+    files: Files = Folder(source.folder, ahead=False)
     if source.commit is not None and not source.hub.get("local_files_only"):
         files = Repository(source.name, source.commit, token=source.hub.get("token"))
     folder.mkdir(parents=True)

@@ -50,8 +50,14 @@ class Files(Protocol):
 class Folder:
     """The files of a local folder."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path, self.name = Path(path), str(path)
+    def __init__(self, path: str | Path, *, ahead: bool = True) -> None:
+        """Read from a folder.
+
+        Args:
+            path (`str` or `Path`): the folder.
+            ahead (`bool`): whether the system may read ahead; not where parts of files are left out.
+        """
+        self.path, self.name, self.ahead = Path(path), str(path), ahead
         self._lock = threading.Lock()  # a place in a file is moved to, then read from
         self._open: tuple[str, BinaryIO] | None = None  # the last file: tensors are mostly read one behind the other
 
@@ -91,6 +97,8 @@ class Folder:
         if self._open is None or self._open[0] != file:
             self.close()
             self._open = file, open(self.path / file, "rb", buffering=0)  # noqa: SIM115
+            if not self.ahead and hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(self._open[1].fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         return self._open[1]
 
     def close(self) -> None:
