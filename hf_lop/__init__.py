@@ -67,6 +67,11 @@ def _save_whole(_module: ModuleType) -> None:
     from hf_lop.hub import hooks
 
     hooks.install()
+    hooks.install_sizes(_load_size)
+
+
+def _load_size(*args: Any, **kwargs: Any) -> Any:
+    return importlib.import_module("hf_lop.pulling").load_size(*args, **kwargs)
 
 
 # Each runs at once if its module is there already, else when that is first imported.

@@ -36,6 +36,8 @@ class LOPConfig(PreTrainedConfig):
         probes (`dict`, *optional*): what cutting single layers costs, in nats per prediction: `{"ratios": [P floats],
             "damage": [L][P floats], "context": c, "around": [L][P floats]}`, in the dense model and where all other
             layers are cut to the ratio c; see [`additive_plans`][hf_lop.allocation.additive_plans].
+        sorted_by (`str`, *optional*): SHA-256 of the neuron order by which an elastic model was sorted, in the pruner of its
+            repository: the order there is 0, 1, 2, and so on.
     """
 
     model_type = "lop"
@@ -54,6 +56,7 @@ class LOPConfig(PreTrainedConfig):
     search_table: list[dict[str, Any]] | None = None
     other_tables: dict[str, Any] | None = None
     probes: dict[str, Any] | None = None
+    sorted_by: str | None = None
 
     @property
     def size(self) -> ModelSize:
@@ -104,7 +107,8 @@ class LOPConfig(PreTrainedConfig):
             strict (`bool`): refuse, instead of warn about, another commit of the base model.
 
         Raises:
-            CheckpointMismatchError: if model type, layers, widths or hidden size differ, or the commit where `strict`.
+            CheckpointMismatchError: if model type, layers, widths or hidden size differ, the neurons are sorted otherwise, or
+                the commit differs where `strict`.
         """
         base = self.size
         known = f"This pruner was made for {self.base_model or 'a model'} ({self.base_model_type})"
@@ -120,6 +124,18 @@ class LOPConfig(PreTrainedConfig):
                 raise CheckpointMismatchError(
                     f"{known}: its {name} is {expected}, this model's {found}. Use the pruner of this model, or fit one."
                 )
+        mark = getattr(model.config, "elastic_config", None)
+        order = mark.get("order") if isinstance(mark, dict) else None
+        if order != self.sorted_by:
+            raise CheckpointMismatchError(
+                "The neurons of this model are sorted, by another order than this pruner's. Use the pruner of its own "
+                "elastic repository: LOPPruner.from_pretrained(ID) with the id of that."
+                if order
+                else f"This pruner belongs to the sorted neurons of an elastic repository. {self.base_model or 'This model'} "
+                "itself needs the pruner that the repository was made with."
+            )
+        if order:
+            return  # the commit is of the elastic repository, the recorded one of what it was made from
         commit = getattr(model.config, "_commit_hash", None)
         if commit and self.base_revision and commit != self.base_revision:
             message = (

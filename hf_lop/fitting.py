@@ -24,8 +24,8 @@ from hf_lop.data import fingerprint
 from hf_lop.errors import InvalidInputError
 from hf_lop.ffn.discovery import prunable_ffns
 from hf_lop.ffn.elastic import Outputs
+from hf_lop.ffn.fits import fit_sketch
 from hf_lop.ffn.importance import CRITERIA, neuron_importance, neuron_order, output_weight
-from hf_lop.ffn.recovery import fit_sketch
 from hf_lop.ffn.size import ModelSize, measure_size
 from hf_lop.ffn.sketch import Sketch, Sketcher
 from hf_lop.ffn.statistics import Statistics, collect_statistics

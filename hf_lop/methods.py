@@ -135,7 +135,11 @@ def _additive(config: "LOPConfig", ratio: float) -> Floats:
 
 
 def choose(
-    name: str, pruner: "LOPPruner", model: nn.Module, ffns: Sequence[FFN]
+    name: str,
+    pruner: "LOPPruner",
+    model: nn.Module,
+    ffns: Sequence[FFN],
+    weights: Callable[[FFN], torch.Tensor] | None = None,
 ) -> tuple[Callable[[float], Floats], list[torch.Tensor]]:
     """Return what a method needs to fill a budget: layer ratios for a target ratio, and a neuron order.
 
@@ -144,6 +148,7 @@ def choose(
         pruner (`LOPPruner`): its predictor, table, order and statistics are used; no data is needed.
         model (`nn.Module`): the dense model; some criteria read its weights.
         ffns (`Sequence[FFN]`): its L FFNs.
+        weights (`Callable`, *optional*): gives the output projection of an FFN, where the model has it not.
 
     Returns:
         `tuple`: a callable from target ratio to layer ratios `[L] float64`, and one `[n] int64` per layer.
@@ -159,7 +164,7 @@ def choose(
         if pruner.config.probes:
             rules["additive"] = partial(_additive, pruner.config)
         return rules[name], pruner.order()
-    scores = neuron_importance(model, ffns, criterion, pruner.statistics())
+    scores = neuron_importance(model, ffns, criterion, pruner.statistics(), weights=weights)
     order = neuron_order(scores)
     if name == "flap":
         return lambda ratio: global_threshold([score.numpy() for score in scores], ratio), order

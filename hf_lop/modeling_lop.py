@@ -29,6 +29,7 @@ WIDTH = "intermediate_size"
 DENSE_WIDTH = "unpruned_" + WIDTH  # what the width was before pruning; other parts of a model may be sized by it
 OUTPUT_BIAS = "pruned_ffn_output_bias"  # whether pruning gave output projections a bias that their class has not
 WIDEST = 2**20  # neurons; far above any FFN known, far below what a hostile config could ask for
+DEEPEST = 2**12  # decoder layers; likewise
 
 
 class LOPError(Exception):
@@ -324,12 +325,25 @@ def layer_widths(config: "PreTrainedConfig") -> list[int] | None:
     return widths if isinstance(widths, list) and pruned else None
 
 
+def check_depth(layers: Any) -> None:
+    """Check a number of layers read from a config.
+
+    Raises:
+        CheckpointMismatchError: if it is above 4096.
+    """
+    if type(layers) is int and layers > DEEPEST:
+        raise CheckpointMismatchError(
+            f"The config names {layers:,} layers; at most {DEEPEST:,} are built. Do not use this repository."
+        )
+
+
 def check_widths(widths: list[Any], num_layers: int | None) -> None:
     """Check a width list read from a config.
 
     Raises:
         CheckpointMismatchError: if its length is not the number of layers, or an entry is no integer in [1, 2**20].
     """
+    check_depth(len(widths))
     if num_layers is not None and len(widths) != num_layers:
         raise CheckpointMismatchError(
             f"{WIDTH} has {len(widths)} entries for {num_layers} decoder layers; it needs one per layer. "
@@ -481,8 +495,11 @@ def enable_for(config_cls: type, config_dict: dict[str, Any]) -> bool:
 def _read_per_layer_config(config_dict: dict[str, Any]) -> None:
     """Accept transformers' other spelling, a sparse `per_layer_config` that varies the FFN width only."""
     overrides, default = config_dict.get("per_layer_config"), config_dict.get(WIDTH)
+    if not isinstance(overrides, dict) or not all(isinstance(entry, dict) for entry in overrides.values()):
+        return
     if overrides and isinstance(default, int) and all(set(entry) <= {WIDTH} for entry in overrides.values()):
         own = {int(layer): entry.get(WIDTH, default) for layer, entry in overrides.items()}
+        check_depth(config_dict["num_hidden_layers"])
         config_dict[WIDTH] = [own.get(layer, default) for layer in range(config_dict["num_hidden_layers"])]
         del config_dict["per_layer_config"]
 
@@ -511,12 +528,17 @@ def set_widths(model: Any, widths: list[int]) -> None:
     """Write one width per decoder layer into the model's text config."""
     check_widths(widths, None)
     for config in text_configs(model):
-        enable(type(config))
-        dense = vars(config).get(_field(type(config)))
-        if dense is not None and DENSE_WIDTH not in vars(config):
-            setattr(config, DENSE_WIDTH, dense if isinstance(dense, int) else max(dense))
-        setattr(config, WIDTH, list(widths))
+        write_widths(config, widths)
     _enable_models(type(model.config))
+
+
+def write_widths(config: "PreTrainedConfig", widths: list[int]) -> None:
+    """Write one width per decoder layer into a text config."""
+    enable(type(config))
+    dense = vars(config).get(_field(type(config)))
+    if dense is not None and DENSE_WIDTH not in vars(config):
+        setattr(config, DENSE_WIDTH, dense if isinstance(dense, int) else max(dense))
+    setattr(config, WIDTH, list(widths))
 
 
 def check_output_biases(model: Any, ffns: Sequence[FFN]) -> None:

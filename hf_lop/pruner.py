@@ -18,19 +18,21 @@ import hf_lop
 from hf_lop.allocation.table import target_grid
 from hf_lop.configuration_lop import LOPConfig
 from hf_lop.data import fingerprint, fitting_parts, part_batches
-from hf_lop.errors import CheckpointMismatchError
+from hf_lop.elastic import Elastic, make_elastic
+from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.ffn.discovery import prunable_ffns
 from hf_lop.ffn.sketch import SKETCH_ROWS, Sketch, check_rows
 from hf_lop.ffn.statistics import Statistics
 from hf_lop.fitting import Batches, check_arguments, learn
 from hf_lop.hub.checkpoint import save_pruner_extras
+from hf_lop.hub.elastic import PRUNER
 from hf_lop.hub.loading import check_loaded, check_safetensors, load_model, load_processor, read_config
 from hf_lop.hub.pushing import push_folder
 from hf_lop.pairs import training_pairs
 from hf_lop.plan import Plan, plan_budget
 from hf_lop.predictors import build_predictor, check_predictor, train_predictor
 from hf_lop.processes import launched
-from hf_lop.pruning import hub_id, prune_model
+from hf_lop.pruning import hub_id, prune_files, prune_model
 from hf_lop.rewards import Judge
 
 
@@ -159,12 +161,17 @@ class LOPPruner(PreTrainedModel):
 
     def directions(self) -> list[torch.Tensor]:
         """Return the sketch of second moments, B `[r, n] float32` of each layer; empty if this pruner has none."""
-        rows, widths = self.config.sketch_rows, list(self.config.size.widths)
-        if not rows:
-            return []
-        codes = self.sketch.cpu().view(-1, rows // 2).split(widths)
-        scales = self.sketch_scale.float().cpu().split(widths)
-        return [Sketch(*layer).directions() for layer in zip(codes, scales, strict=True)]
+        return [
+            self.directions_of(layer)
+            for layer in range(len(self.config.size.widths) if self.config.sketch_rows else 0)
+        ]
+
+    def directions_of(self, layer: int) -> torch.Tensor:
+        """Return the sketch of second moments of one layer, B `[r, n] float32`; this pruner must have one."""
+        widths = self.config.size.widths
+        start, stop = sum(widths[:layer]), sum(widths[: layer + 1])
+        codes = self.sketch.cpu().view(-1, self.config.sketch_rows // 2)[start:stop]
+        return Sketch(codes, self.sketch_scale.float().cpu()[start:stop]).directions()
 
     def prune(
         self,
@@ -180,8 +187,9 @@ class LOPPruner(PreTrainedModel):
         recover: str | None = "auto",
         data: Batches | None = None,
         strict: bool = False,
+        output_dir: str | Path | None = None,
     ) -> PreTrainedModel:
-        """Cut a model to a budget, in place.
+        """Cut a model to a budget, in place, or from file to file.
 
         Args:
             model (`PreTrainedModel`, `str` or `Path`): the dense base model; a Hub id or folder is loaded first, in the
@@ -203,9 +211,15 @@ class LOPPruner(PreTrainedModel):
                 is one, else None. `config.pruning_config["recovery"]` says which it was.
             data (`Iterable[Mapping]`, *optional*): batches of model inputs like those the model shall work on.
             strict (`bool`): refuse, instead of warn about, another commit of the base model.
+            output_dir (`str` or `Path`, *optional*): new or empty folder; with it, `model` must be a Hub id or folder, and is
+                cut from file to file. The folder is the one that `prune(model, ...).save_pretrained(output_dir)` writes, byte
+                by byte, but no weight is held in memory longer than it takes to copy it. It appears when it is complete; the
+                same call goes on where one was killed. Recoveries that read data, and "bias", need the model
+                in memory.
 
         Returns:
-            `PreTrainedModel`: the same object, of the same class, device and dtype. Its text config lists a width per
+            `PreTrainedModel`: the same object, of the same class, device and dtype; with `output_dir` a model on the meta
+            device, as its weights are in the folder only. Its text config lists a width per
             layer; `save_pretrained` and `push_to_hub` write everything needed to load it anywhere.
 
         Raises:
@@ -216,9 +230,56 @@ class LOPPruner(PreTrainedModel):
             InfeasibleBudgetError: if the budget is below the smallest possible model. Nothing was changed in any case.
         """
         budgets = {"ratio": ratio, "params": params, "memory": memory, "flops": flops, "latency": latency}
+        if output_dir is not None:
+            if not isinstance(model, str | Path) or data is not None:
+                raise InvalidInputError(
+                    "With output_dir, model must be a Hub id or a folder, and data cannot be given."
+                )
+            return prune_files(
+                self, model, output_dir, budgets, round_to=round_to, method=method, recover=recover, strict=strict
+            )
         return prune_model(
             self, model, budgets, round_to=round_to, method=method, recover=recover, data=data, strict=strict
         )
+
+    # -- Any size from one model ---------------------------------------------------------------------------------------
+
+    def make_elastic(self, model: PreTrainedModel | str | Path) -> PreTrainedModel:
+        """Sort the neurons of every FFN by importance, in place, so that one repository gives every size.
+
+        The model computes what it did before, up to the order of summation. Its `save_pretrained` and `push_to_hub` write
+        an elastic repository: a dense checkpoint for any loader, this pruner beside it, and what
+        `from_pretrained(ID, lop_ratio=0.3)` needs to read a size without the rest. One projection at a time is copied.
+
+        Args:
+            model (`PreTrainedModel`, `str` or `Path`): the dense base model; a Hub id or folder is loaded first.
+
+        Returns:
+            `PreTrainedModel`: the same object.
+
+        Raises:
+            UnsupportedModelError: if the model cannot be pruned.
+            CheckpointMismatchError: if this pruner was made for another model, or the model is elastic already. Nothing was
+                changed in either case.
+        """
+        return make_elastic(self, model)
+
+    def elastic(self, model: PreTrainedModel | str | Path) -> Elastic:
+        """Let a dense model change its size in microseconds; it is only read.
+
+        Without a copy of weights for one from an elastic repository; else with a sorted copy of its FFN weights.
+
+        Args:
+            model (`PreTrainedModel`, `str` or `Path`): the dense base model, or the elastic one.
+
+        Returns:
+            `Elastic`: `set_plan` sets the size, `model` runs, `materialize` makes an ordinary pruned model.
+
+        Raises:
+            UnsupportedModelError: if the model cannot be pruned.
+            CheckpointMismatchError: if this pruner was made for another model.
+        """
+        return Elastic(self, model)
 
     # -- Making --------------------------------------------------------------------------------------------------------
 
@@ -447,9 +508,11 @@ class LOPPruner(PreTrainedModel):
             CheckpointMismatchError: if it is no pruner repository, or a file of it is damaged.
         """
         name = pretrained_model_name_or_path
-        check_safetensors(Path(name))
         wants_info = kwargs.pop("output_loading_info", False)
-        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
+        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "subfolder") if key in kwargs}
+        if isinstance(getattr(read_config(name, **hub), "elastic_config", None), dict):
+            kwargs["subfolder"] = hub["subfolder"] = PRUNER
+        check_safetensors(Path(name) / hub.get("subfolder", ""))
         found = read_config(name, **hub).model_type
         if found != "lop":
             raise CheckpointMismatchError(

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hf_lop.errors import InvalidInputError
+from hf_lop.errors import CheckpointMismatchError, InvalidInputError
+from hf_lop.ffn.fits import fit_fold, fit_sketch, fit_sketch_prefix
 from hf_lop.ffn.recovery import (
     add_to_output_biases,
+    checked_fit,
     recover_fold,
     recover_lstsq,
     recover_sketch,
@@ -112,3 +114,65 @@ def fit_recovery(
     else:
         weights = recover_fold(model, ffns, kept, pruner.statistics())
     return partial(set_output_weights, weights=weights)
+
+
+def fit_by_layer(
+    name: str | None, pruner: "LOPPruner", kept: Sequence[torch.Tensor]
+) -> Callable[[int, torch.Tensor], torch.Tensor] | None:
+    """Return what recovers one output projection at a time, where no model is in memory.
+
+    Args:
+        name (`str`, *optional*): "sketch", "fold", or None for none.
+        pruner (`LOPPruner`): its statistics and sketch are used.
+        kept (`Sequence[torch.Tensor]`): the neurons to keep, one `[k] int64` per layer, ascending.
+
+    Returns:
+        `Callable`: given a layer and its dense output projection `[d, n]`, returns the new one, `[d, k]`. None for none.
+
+    Raises:
+        InvalidInputError: if the recovery needs a model that runs, or adds weights.
+    """
+    if name is None:
+        return None
+    reasons = {
+        **dict.fromkeys(FROM_DATA, "runs the model on data"),
+        "bias": "adds weights that the files do not have",
+    }
+    if name in reasons:
+        raise InvalidInputError(
+            f'recover="{name}" {reasons[name]}, so it cannot go from file to file. Use "sketch", "fold" or None, or prune in '
+            "memory: without --stream, or without output_dir."
+        )
+    statistics = pruner.statistics()
+
+    def fit(layer: int, weight: torch.Tensor) -> torch.Tensor:
+        if name == "fold":
+            return fit_fold(weight, kept[layer], statistics[layer])
+        fitted = fit_sketch(weight, pruner.directions_of(layer), statistics[layer].square, kept[layer])
+        return checked_fit(layer, fitted)
+
+    return fit
+
+
+def fit_prefixes(pruner: "LOPPruner") -> Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Return what recovers the first columns of an output projection from a sketch, without the other columns.
+
+    Args:
+        pruner (`LOPPruner`): of sorted neurons; its statistics and sketch are used.
+
+    Returns:
+        `Callable`: given a layer, the columns `[d, k]` and the products of the whole projection with the sketch `[d, r]
+        float32`, returns the new columns.
+    """
+    statistics = pruner.statistics()
+
+    def fit(layer: int, weight: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
+        directions = pruner.directions_of(layer)
+        if products.shape[1] != len(directions):
+            raise CheckpointMismatchError(
+                f"The elastic repository has products of layer {layer} with {products.shape[1]} directions; its pruner has "
+                f"{len(directions)}. Make it anew with make_elastic."
+            )
+        return checked_fit(layer, fit_sketch_prefix(weight, products, directions, statistics[layer].square))
+
+    return fit

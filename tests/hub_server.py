@@ -18,6 +18,7 @@ import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlparse
@@ -33,11 +34,11 @@ class File:
     data: bytes
     lfs: bool
 
-    @property
+    @cached_property
     def sha256(self):
         return hashlib.sha256(self.data).hexdigest()
 
-    @property
+    @cached_property
     def oid(self):
         """Git blob id, of the pointer for an LFS file."""
         pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.data)}\n"
@@ -83,10 +84,10 @@ class Repository:
 
 
 class Hub:
-    """State of the server, and what was asked of it: `log` holds (method, path, status)."""
+    """State of the server, what was asked of it: `log` holds (method, path, status), and the bytes of files it `sent`."""
 
     def __init__(self, url):
-        self.url, self.repositories, self.objects, self.log = url, {}, {}, []
+        self.url, self.repositories, self.objects, self.log, self.sent = url, {}, {}, [], {}
         self.collections = {}  # what GET returns, by slug
         self.lock = threading.Lock()
 
@@ -157,6 +158,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(key, str(value))
         self.end_headers()
         if self.command != "HEAD":
+            if "/resolve/" in self.path and status < 300:
+                self.hub.sent[self.path] = self.hub.sent.get(self.path, 0) + len(data)
             self.wfile.write(data)
 
     def repository(self, repo_id):

@@ -7,6 +7,7 @@ import typer
 
 from hf_lop import __version__
 from hf_lop.cli.comparing import compare
+from hf_lop.cli.elastic import make_elastic, pull
 from hf_lop.cli.exporting import export
 from hf_lop.cli.fitting import fit, train_predictor
 from hf_lop.cli.looking import inspect, plan
@@ -30,7 +31,19 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-for _command in (quickstart, inspect, plan, prune, export, fit, compare, evaluate, train_predictor):
+for _command in (
+    quickstart,
+    inspect,
+    plan,
+    prune,
+    make_elastic,
+    pull,
+    export,
+    fit,
+    train_predictor,
+    compare,
+    evaluate,
+):
     app.command()(_command)
 
 

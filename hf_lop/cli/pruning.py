@@ -61,6 +61,12 @@ def prune(
         ),
     ] = "auto",
     strict: Annotated[bool, typer.Option("--strict", help="Refuse another commit of the base model.")] = False,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream", help="Cut from file to file: needs little memory, and goes on where a killed run stopped."
+        ),
+    ] = False,
     push_to: PushTo = None,
     private: Private = False,
     collection: Collection = None,
@@ -69,11 +75,15 @@ def prune(
     """Cut a model to a budget and save it, ready for from_pretrained; push it if asked to."""
     check_push(push_to, collection)
     new_folder(out)
+    if stream and push_to:
+        from hf_lop.errors import InvalidInputError
+
+        raise InvalidInputError(f"--stream writes a folder only. Leave out --push-to, then: hf upload {push_to} {out}")
     from hf_lop.pruner import LOPPruner
     from hf_lop.recoveries import RECOVERIES
 
     loaded = LOPPruner.from_pretrained(pruner)
-    note(f"Loading {model}.")
+    note(f"Streaming {model}." if stream else f"Loading {model}.")
     pruned = loaded.prune(
         model,
         ratio,
@@ -85,10 +95,12 @@ def prune(
         method=method,
         recover=None if recover == "none" else recover,
         strict=strict,
+        output_dir=out if stream else None,
     )
     recovery = pruned.config.pruning_config["recovery"]
     note(f"Recovery: {RECOVERIES[recovery]}." if recovery else "Recovery: none.")
-    pruned.save_pretrained(out)
+    if not stream:
+        pruned.save_pretrained(out)
     report = {"out": str(out), "pruning_config": pruned.config.pruning_config, "parameters": pruned.num_parameters()}
     report |= push(pruned, push_to, private=private, collection=collection)
     show(report, f"Saved {out}: {report['parameters']:,} parameters. Load it with from_pretrained.", as_json)

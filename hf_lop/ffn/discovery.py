@@ -9,11 +9,12 @@ from hf_lop.modeling_lop import FFN, find_ffns, layer_widths, linear_shape, text
 __all__ = ["FFN", "find_ffns", "prunable_ffns"]
 
 
-def prunable_ffns(model: nn.Module) -> list[FFN]:
+def prunable_ffns(model: nn.Module, *, on_meta: bool = False) -> list[FFN]:
     """Find the FFNs of a model and check that they can be cut here and now.
 
     Args:
         model (`nn.Module`): a dense transformers model with its weights in memory.
+        on_meta (`bool`): it may be on the meta device, its weights are cut elsewhere.
 
     Returns:
         `list[FFN]`: one per decoder layer.
@@ -39,7 +40,7 @@ def prunable_ffns(model: nn.Module) -> list[FFN]:
         inputs, output = ffn.modules(model)
         for module in (*inputs, output):
             weight = module.weight
-            if not isinstance(weight, torch.Tensor) or weight.is_meta:
+            if not isinstance(weight, torch.Tensor) or (weight.is_meta and not on_meta):
                 raise UnsupportedModelError(
                     f"{label}: the weights of {ffn.path} are not in memory (meta device or offloaded). "
                     'Load the model with device_map="cpu" or on one device, then prune.'

@@ -4,6 +4,7 @@ With its neurons sorted by importance, an FFN of width k is the first k rows of 
 columns of its output projection. Two things can be sorted: the user's weights, permuted in place and back, or a copy.
 This takes the copy. It costs the memory of the FFN weights once more (for Qwen2.5-VL-7B in bfloat16 11.4 of 16.6 GB),
 and in return the user's model is only ever read: no exception or interrupt, at whatever moment, can leave a trace in it.
+Weights that are sorted already, as those of an elastic repository are, need no copy.
 """
 
 import copy
@@ -15,7 +16,7 @@ from torch import nn
 
 from hf_lop.errors import InvalidInputError, UnsupportedModelError
 from hf_lop.ffn.discovery import prunable_ffns
-from hf_lop.modeling_lop import FFN
+from hf_lop.modeling_lop import DENSE_WIDTH, FFN, WIDTH, set_widths, text_configs, write_widths
 
 
 def shadow(model: nn.Module) -> Any:
@@ -55,7 +56,12 @@ class _Projection:
         index = order.to(module.weight.device)
         # No prefix of a fused projection holds gate and up rows alike: it is gathered anew for every width instead.
         self.index = torch.stack([index, index + self.neurons]) if fused else index
-        self.sorted = {} if fused else {n: self.dense[n].detach().index_select(dim, index) for n, dim in dims.items()}
+        in_order = torch.equal(order.cpu(), torch.arange(len(order)))
+        self.sorted = {
+            name: self.dense[name].detach() if in_order else self.dense[name].detach().index_select(dim, index)
+            for name, dim in dims.items()
+            if not fused
+        }
 
     def narrow(self, width: int) -> None:
         """Keep the first `width` neurons; all of them in their original order if that is the dense width."""
@@ -82,7 +88,7 @@ class ElasticModel:
 
     Attributes:
         model: the model to run, in evaluation mode. It shares all parameters but the sorted ones with the original, so
-            it must not be trained. Its `config` keeps the dense width.
+            it must not be trained. Its own text config lists the current widths, as that of a pruned model does.
         ffns (`list[FFN]`): its L FFNs with their dense widths.
         widths (`tuple[int, ...]`): `[L]` current widths, the dense ones at first. At its dense width a layer computes
             with the original weights, bit by bit.
@@ -98,8 +104,9 @@ class ElasticModel:
     def __init__(self, model: nn.Module, order: Sequence[torch.Tensor], outputs: Outputs | None = None) -> None:
         """Sort the neurons of a dense model.
 
-        The sorted weights take the memory of the FFN weights once more. A fused gate-up projection is not sorted
-        beforehand: `set_widths` gathers the rows it keeps, at most the same memory.
+        The sorted weights take the memory of the FFN weights once more, unless `order` says that they are sorted already:
+        then every width is a view of the original. A fused gate-up projection is not sorted beforehand: `set_widths`
+        gathers the rows it keeps, at most the same memory.
 
         Args:
             model (`nn.Module`): a dense model with its FFN weights in memory; its weights must not change while this is
@@ -125,6 +132,7 @@ class ElasticModel:
             projections = [_Projection(module, indices, rows=True, fused=ffn.fused) for module in inputs]
             self._projections.append([*projections, _Projection(output, indices, rows=False, fused=False)])
             self._stored.append(_stored_widths(self.model, ffn))
+        self._configs = [(config, dict(vars(config))) for config in text_configs(self.model)]
 
     def set_widths(self, widths: Sequence[int]) -> None:
         """Give every FFN a width: its most important neurons stay.
@@ -153,7 +161,36 @@ class ElasticModel:
                 parent, names = self._stored[layer]
                 for name in names:
                     setattr(parent, name, width)
+        self._write_configs(chosen)
         self.widths = chosen
+
+    def _write_configs(self, widths: Sequence[int]) -> None:
+        """Let the text config list the widths, or be as it was where they are the dense ones."""
+        cut = any(width != ffn.width for width, ffn in zip(widths, self.ffns, strict=True))
+        for config, dense in self._configs:
+            for name in (type(config).attribute_map.get(WIDTH, WIDTH), DENSE_WIDTH):
+                vars(config).pop(name, None)
+                if name in dense:
+                    vars(config)[name] = dense[name]
+            if cut:
+                write_widths(config, list(widths))
+
+    def materialize(self) -> Any:
+        """Copy the model at its current widths, cut for good.
+
+        Returns:
+            `nn.Module`: of the same class, device and dtype, in evaluation mode, with weights of its own.
+        """
+        self._write_configs([ffn.width for ffn in self.ffns])
+        cut = copy.deepcopy(self.model)  # copies what a view shows, not what it is a view of
+        self._write_configs(self.widths)
+        for ffn, projections in zip(self.ffns, self._projections, strict=True):
+            inputs, output = ffn.modules(cut)
+            for module, projection in zip([*inputs, output], projections, strict=True):
+                for name, dense in projection.dense.items():
+                    module._parameters[name].requires_grad_(dense.requires_grad)
+        set_widths(cut, list(self.widths))
+        return cut
 
 
 def _check_order(ffns: Sequence[FFN], order: Sequence[torch.Tensor]) -> None:

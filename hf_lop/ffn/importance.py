@@ -5,6 +5,7 @@ W is the weight of an FFN's output projection, `[d, n]`; for the statistics see 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -56,7 +57,12 @@ def output_weight(model: nn.Module, ffn: FFN) -> torch.Tensor:
 
 
 def neuron_importance(
-    model: nn.Module, ffns: Sequence[FFN], criterion: str, statistics: Sequence[Statistics] | None = None
+    model: nn.Module,
+    ffns: Sequence[FFN],
+    criterion: str,
+    statistics: Sequence[Statistics] | None = None,
+    *,
+    weights: Callable[[FFN], torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
     """Score every neuron of every layer.
 
@@ -65,6 +71,7 @@ def neuron_importance(
         ffns (`Sequence[FFN]`): its FFNs.
         criterion (`str`): one of `CRITERIA`.
         statistics (`Sequence[Statistics]`, *optional*): one per layer; not needed for "magnitude".
+        weights (`Callable`, *optional*): gives the output projection `[d, n]` of an FFN, where the model has it not.
 
     Returns:
         `list[torch.Tensor]`: one `[n] float32` per layer on the CPU; higher is more important.
@@ -80,8 +87,9 @@ def neuron_importance(
             f"criterion {criterion!r} needs activation statistics. Pass collect_statistics(model, batches)."
         )
     scores = []
+    weights = weights or partial(output_weight, model)
     for layer, ffn in enumerate(ffns):
-        weight = output_weight(model, ffn).float().cpu() if criterion not in ("l2", "ifv") else torch.empty(0)
+        weight = weights(ffn).float().cpu() if criterion not in ("l2", "ifv") else torch.empty(0)
         nothing = torch.empty(0)
         measured = statistics[layer] if statistics is not None else Statistics(nothing, nothing, nothing, nothing)
         scores.append(chosen.score(weight, measured).float())

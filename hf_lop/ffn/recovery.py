@@ -10,12 +10,11 @@ import torch
 from torch import nn
 
 from hf_lop.errors import InvalidInputError
+from hf_lop.ffn.fits import DAMPING, fit_fold, fit_lstsq, fit_sketch, mean_of_removed
 from hf_lop.ffn.importance import output_weight
 from hf_lop.ffn.slicing import check_kept
 from hf_lop.ffn.statistics import Statistics
 from hf_lop.modeling_lop import FFN, add_output_biases, check_output_biases, mark_output_biases
-
-DAMPING = 0.1
 
 
 def recover_lstsq(
@@ -80,31 +79,13 @@ def recover_lstsq(
                 "second_moments(...) on this model."
             )
         weight = output_weight(model, ffn)
-        fitted = _fit(weight, gram, indices, damping) if len(indices) < ffn.width else weight.clone()
+        fitted = fit_lstsq(weight, gram, indices, damping) if len(indices) < ffn.width else weight.clone()
         if not torch.isfinite(fitted).all():
             raise InvalidInputError(
                 f"The fit of layer {layer} is not finite: its second moments overflow. Check the calibration data."
             )
         weights.append(fitted)
     return weights
-
-
-def _fit(weight: torch.Tensor, gram: torch.Tensor, kept: torch.Tensor, damping: float) -> torch.Tensor:
-    """W'_K `[d, k]`, see [`recover_lstsq`]."""
-    kept = kept.to(gram.device)
-    stays = weight.index_select(1, kept.to(weight.device))
-    diagonal = gram.diagonal().double()
-    if not diagonal.any():
-        return stays  # no neuron was ever active: nothing to fit to
-    gone = torch.ones(len(gram), dtype=torch.bool, device=gram.device)
-    gone[kept] = False
-    columns = gram.index_select(1, kept)
-    inner = columns.index_select(0, kept).double()
-    # A neuron that was never active gets the least scale instead of none, so that the factor exists.
-    inner.diagonal().add_(damping * diagonal[kept].clamp_min(1e-9 * float(diagonal.mean())))
-    cross = weight[:, gone.to(weight.device)].to(gram.device, torch.float64) @ columns[gone].double()
-    change = torch.cholesky_solve(cross.T, torch.linalg.cholesky_ex(inner).L).T
-    return (stays.double() + change.to(weight.device)).to(weight.dtype)
 
 
 def recover_sketch(
@@ -148,34 +129,19 @@ def recover_sketch(
     weights = []
     for layer, (ffn, indices) in enumerate(zip(ffns, check_kept(ffns, kept), strict=True)):
         fitted = fit_sketch(output_weight(model, ffn), directions[layer], squares[layer], indices, damping)
-        if not torch.isfinite(fitted).all():
-            raise InvalidInputError(f"The fit of layer {layer} is not finite: the sketch is damaged. Load it again.")
-        weights.append(fitted)
+        weights.append(checked_fit(layer, fitted))
     return weights
 
 
-def fit_sketch(
-    weight: torch.Tensor,
-    directions: torch.Tensor,
-    squares: torch.Tensor,
-    kept: torch.Tensor,
-    damping: float = DAMPING,
-) -> torch.Tensor:
-    """Return W'_K `[d, k]` of one layer, in the dtype of W `[d, n]`, its columns in the order of `kept`; see `recover_sketch`."""
-    kept = kept.to(weight.device)
-    stays = weight.index_select(1, kept)
-    square = squares.to(weight.device, torch.float64)
-    if len(kept) == len(square) or not bool(square.any()):
-        return stays
-    sketch = directions.to(weight.device, torch.float64)
-    own = (square - sketch.square().sum(0)).clamp_min(0) + damping * square.clamp_min(1e-9 * float(square.mean()))
-    gone = torch.ones(len(square), dtype=torch.bool, device=weight.device)
-    gone[kept] = False
-    inner, scaled = sketch[:, kept], sketch[:, kept] / own[kept]
-    core = torch.eye(len(sketch), dtype=torch.float64, device=weight.device) + scaled @ inner.T
-    cross = weight[:, gone].double() @ sketch[:, gone].T
-    fitted: torch.Tensor = stays.double() + cross @ torch.linalg.solve(core, scaled)
-    return fitted.to(weight.dtype)
+def checked_fit(layer: int, fitted: torch.Tensor) -> torch.Tensor:
+    """Return what a sketch made of a layer's output projection, if it is finite.
+
+    Raises:
+        InvalidInputError: if not.
+    """
+    if not all(torch.isfinite(end) for end in torch.aminmax(fitted)):  # in one pass without a copy
+        raise InvalidInputError(f"The fit of layer {layer} is not finite: the sketch is damaged. Load it again.")
+    return fitted
 
 
 def recover_fold(
@@ -202,18 +168,7 @@ def recover_fold(
     weights = []
     _check_statistics(ffns, statistics)
     for ffn, indices, measured in zip(ffns, check_kept(ffns, kept), statistics, strict=True):
-        weight = output_weight(model, ffn)
-        mean = measured.mean.double()
-        # A neuron that never varies would get all of a; this bounds it by one that varies a millionth of the average.
-        variance = measured.fluctuation.double().clamp_min(1e-6 * float(measured.fluctuation.double().mean()))
-        direction = (mean / variance)[indices]
-        along = mean[indices] @ direction
-        stays = weight[:, indices.to(weight.device)]
-        if not along > 0 or len(indices) == ffn.width:  # no kept neuron has a mean, or nothing was removed
-            weights.append(stays)
-            continue
-        fold = torch.outer(_mean_of_removed(weight, mean, indices), (direction / along).to(weight.device))
-        weights.append((stays.double() + fold).to(weight.dtype))
+        weights.append(fit_fold(output_weight(model, ffn), indices, measured))
     return weights
 
 
@@ -222,13 +177,6 @@ def _check_statistics(ffns: Sequence[FFN], statistics: Sequence[Statistics]) -> 
         raise InvalidInputError(
             "The statistics belong to another model. Collect them with collect_statistics(model, ...)."
         )
-
-
-def _mean_of_removed(weight: torch.Tensor, mean: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """Return b = sum_{j in P} mu_j W_{:,j}, `[d] float64`."""
-    gone = mean.double().clone()
-    gone[kept] = 0
-    return weight.double() @ gone.to(weight.device)
 
 
 def removed_means(
@@ -257,7 +205,7 @@ def removed_means(
     biases = []
     for ffn, indices, measured in zip(ffns, check_kept(ffns, kept), statistics, strict=True):
         weight = output_weight(model, ffn)
-        biases.append(_mean_of_removed(weight, measured.mean, indices).to(weight.dtype))
+        biases.append(mean_of_removed(weight, measured.mean, indices).to(weight.dtype))
     return biases
 
 

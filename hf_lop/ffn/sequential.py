@@ -11,9 +11,9 @@ from tqdm.auto import tqdm
 
 from hf_lop.errors import InvalidInputError, UnsupportedModelError
 from hf_lop.ffn.elastic import shadow
+from hf_lop.ffn.fits import DAMPING
 from hf_lop.ffn.importance import output_weight
 from hf_lop.ffn.layers import LayerRuns
-from hf_lop.ffn.recovery import DAMPING
 from hf_lop.ffn.replay import decoder_calls, first_tensor
 from hf_lop.ffn.slicing import slice_ffns
 from hf_lop.ffn.statistics import batch_size, to_device, token_mask

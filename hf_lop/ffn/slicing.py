@@ -27,12 +27,13 @@ def check_kept(ffns: Sequence[FFN], kept: Sequence[torch.Tensor]) -> list[torch.
     return ordered
 
 
-def slice_ffns(model: nn.Module, kept: Sequence[torch.Tensor]) -> list[FFN]:
+def slice_ffns(model: nn.Module, kept: Sequence[torch.Tensor], *, on_meta: bool = False) -> list[FFN]:
     """Cut every FFN to its kept neurons, in place; one projection at a time, so little extra memory is used.
 
     Args:
         model (`nn.Module`): a dense model; keeps its class, device and dtype.
         kept (`Sequence[torch.Tensor]`): one `[k] int64` per layer, in any order; the neurons keep their original order.
+        on_meta (`bool`): the model may be on the meta device.
 
     Returns:
         `list[FFN]`: the FFNs with their new widths, which the text config's `intermediate_size` lists from now on.
@@ -41,7 +42,7 @@ def slice_ffns(model: nn.Module, kept: Sequence[torch.Tensor]) -> list[FFN]:
         UnsupportedModelError: if the model cannot be pruned (see [`prunable_ffns`]).
         InvalidInputError: if the indices do not fit the model. In both cases nothing was changed.
     """
-    ffns = prunable_ffns(model)
+    ffns = prunable_ffns(model, on_meta=on_meta)
     ordered = check_kept(ffns, kept)
     set_widths(model, [len(indices) for indices in ordered])
     return [

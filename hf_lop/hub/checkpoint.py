@@ -1,28 +1,34 @@
-"""Saving and pushing what hf_lop makes, complete: remote code, processor, card and plot beside weights and config."""
+"""Saving and pushing what hf_lop makes, complete: remote code, processor, card and plot beside weights and config.
 
+A repository of a pruned model has its remote code and its plot; an elastic one its pruner and its extra weights.
+"""
+
+import contextlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import ModelCard
+from transformers import PreTrainedModel
 
 from hf_lop import modeling_lop
 from hf_lop.hub.cards import MARKER, pruned_model_card, pruner_card
 from hf_lop.hub.companions import PROCESSOR, TERMS, TOKENIZER, base_metadata, copy_companions, matches, write_whole
 from hf_lop.hub.comparison_plots import plot_estimate
+from hf_lop.hub.elastic import PRUNER, TRANSPOSED, kept_pruner, save_transposed
+from hf_lop.hub.elastic_card import elastic_card
 from hf_lop.hub.plots import plot_plans, plot_widths
-from hf_lop.hub.pushing import WEIGHTS, open_repository, push_folder
+from hf_lop.hub.pushing import STALE, WEIGHTS, open_repository, push_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from transformers import PreTrainedModel
 
     from hf_lop.configuration_lop import LOPConfig
 
-SHOWN = (0.2, 0.3, 0.5, 0.7)  # pruning ratios on a pruner's card
+SHOWN = (0.2, 0.3, 0.5, 0.7)  # pruning ratios on the cards of pruners and elastic models
 
 
 def _write_figure(path: Path, figure: "Figure") -> None:
@@ -81,12 +87,7 @@ def save_pruned_extras(
     write_whole(directory / "modeling_lop.py", Path(modeling_lop.__file__).read_bytes())
 
     made = config["pruning_config"]
-    source, revision = model.name_or_path, getattr(model.config, "_commit_hash", None)
-    if not source or (not Path(source).is_dir() and source.startswith((".", "~", "/", "\\"))):  # a folder that is gone
-        source, revision = made.get("base_model"), made.get("base_revision")
-    base_data = copy_companions(source, revision, directory) if source else {}
-    names = [file.name for file in directory.iterdir()]
-    processor, tokenizer = (any(matches(name, files) for name in names) for files in (PROCESSOR, TOKENIZER))
+    processor, base_data = _companions(model, made, directory)
     parameters = list(model.parameters())
     card = pruned_model_card(
         config,
@@ -94,12 +95,68 @@ def save_pruned_extras(
         widths=widths,
         parameters=sum(p.numel() for p in parameters),
         num_bytes=sum(p.numel() * p.element_size() for p in parameters),
-        processor="AutoProcessor" if processor else "AutoTokenizer" if tokenizer else None,
+        processor=processor,
         base_data=base_data,
         tags=[*(model.model_tags or ()), *tags],
     )
     _write_card(directory, card)
     _write_figure(directory / "assets" / "widths.png", plot_widths(widths, made["dense_widths"]))
+
+
+def _companions(
+    model: "PreTrainedModel", made: Mapping[str, Any], directory: Path
+) -> tuple[str | None, dict[str, Any]]:
+    """Copy processor files; return the Auto class that reads them, and the metadata of the base model's card."""
+    source, revision = model.name_or_path, getattr(model.config, "_commit_hash", None)
+    if not source or (not Path(source).is_dir() and source.startswith((".", "~", "/", "\\"))):  # a folder that is gone
+        source, revision = made.get("base_model"), made.get("base_revision")
+    base_data = copy_companions(source, revision, directory) if source else {}
+    names = [file.name for file in directory.iterdir()]
+    processor, tokenizer = (any(matches(name, files) for name in names) for files in (PROCESSOR, TOKENIZER))
+    return "AutoProcessor" if processor else "AutoTokenizer" if tokenizer else None, base_data
+
+
+def save_elastic_extras(
+    model: "PreTrainedModel",
+    pruner: "PreTrainedModel",
+    directory: str | Path,
+    repo_id: str | None = None,
+    *,
+    tags: Iterable[str] = (),
+) -> None:
+    """Complete a folder to which transformers saved a model with sorted neurons, so that it is an elastic repository.
+
+    Adds the extra weights and the pruner (see `hf_lop.hub.elastic`), processor files of the model it was loaded from, card
+    and plot.
+
+    Args:
+        model (`PreTrainedModel`): a model that `make_elastic` sorted.
+        pruner (`LOPPruner`): of the sorted model.
+        directory (`str` or `Path`): the folder.
+        repo_id (`str`, *optional*): Hub id the card names; else the card names the folder.
+        tags (`Iterable[str]`): further tags of the card.
+    """
+    directory, made = Path(directory), model.config.elastic_config
+    save_transposed(directory, cast(Any, pruner).directions_of, cast(Any, pruner).config.sketch_rows)
+    PreTrainedModel.save_pretrained(pruner, directory / PRUNER)  # without a card of its own
+    processor, base_data = _companions(model, made, directory)
+    config: Any = pruner.config
+    shown = [ratio for ratio in SHOWN if config.min_ratio <= ratio <= config.max_ratio] or [config.max_ratio]
+    plans = {ratio: cast(Any, pruner).plan(ratio).widths for ratio in shown}
+    card = elastic_card(
+        json.loads((directory / "config.json").read_text(encoding="utf-8")),
+        config.size,
+        plans,
+        name=repo_id or f"./{directory.resolve().name}",
+        auto_maps=auto_map(model.config.model_type, type(model.config).__name__),
+        extra_bytes=sum(file.stat().st_size for file in (directory / TRANSPOSED).iterdir()),
+        sketch=config.sketch_rows > 0,
+        processor=processor,
+        base_data=base_data,
+        tags=[*(model.model_tags or ()), *tags],
+    )
+    _write_card(directory, card)
+    _write_figure(directory / "assets" / "plans.png", plot_plans(plans, config.size.widths))
 
 
 def save_pruner_extras(
@@ -142,8 +199,20 @@ def save_pruner_extras(
 
 
 def _ordinary(model: "PreTrainedModel") -> bool:
-    """Whether transformers saves this by itself: a model hf_lop did not prune, or adapters, which are saved alone."""
-    return pruned_widths(model) is None or getattr(model, "_hf_peft_config_loaded", False)
+    """Whether transformers saves this by itself: not made by hf_lop, or adapters, which are saved alone."""
+    made = pruned_widths(model) is not None or kept_pruner(model) is not None
+    return not made or getattr(model, "_hf_peft_config_loaded", False)
+
+
+@contextlib.contextmanager
+def _unmarked(model: "PreTrainedModel") -> Iterator[None]:
+    """Leave out what says that a model is elastic: its pruner is not here, and its weights may have changed."""
+    mark = vars(model.config).pop("elastic_config", None)
+    try:
+        yield
+    finally:
+        if mark is not None:
+            model.config.elastic_config = mark
 
 
 def save_pretrained(
@@ -156,7 +225,7 @@ def save_pretrained(
     *args: Any,
     **kwargs: Any,
 ) -> None:
-    """Save as transformers does; the folder of a model that hf_lop pruned gets all it needs to load anywhere.
+    """Save as transformers does; the folder of a model that hf_lop made gets all it needs to load anywhere.
 
     Args:
         original (`Callable`): transformers' `PreTrainedModel.save_pretrained`.
@@ -169,7 +238,8 @@ def save_pretrained(
         **kwargs: see transformers; for a pruned model `repo_id` is also the name its card uses.
     """
     if _ordinary(model):
-        return original(model, save_directory, is_main_process, state_dict, push_to_hub, *args, **kwargs)
+        with _unmarked(model):
+            return original(model, save_directory, is_main_process, state_dict, push_to_hub, *args, **kwargs)
     directory = Path(save_directory)
     repo_id, tags = kwargs.pop("repo_id", None), kwargs.pop("tags", ())
     texts = {key: kwargs.pop(key, None) for key in ("commit_message", "commit_description")}
@@ -183,7 +253,10 @@ def save_pretrained(
     if main:
         if kwargs.get("variant") is None:
             _remove_stale_weights(directory)
-        save_pruned_extras(model, directory, repo_id, tags=tags)
+        if pruner := kept_pruner(model):
+            save_elastic_extras(model, pruner, directory, repo_id, tags=tags)
+        else:
+            save_pruned_extras(model, directory, repo_id, tags=tags)
     if push_to_hub and main:
         saved = [name for name, time in _file_times(directory).items() if before.get(name) != time]
         target.pop("private")
@@ -192,7 +265,7 @@ def save_pretrained(
             folder_path=directory,
             allow_patterns=[*saved, *PROCESSOR, *TOKENIZER, *TERMS],
             ignore_patterns=None if own_card is None else ["README.md"],
-            delete_patterns=list(WEIGHTS),
+            delete_patterns=STALE,
             **target,
             **{**texts, "commit_message": texts["commit_message"] or "Upload model"},
         )
@@ -211,7 +284,7 @@ def _file_times(directory: Path) -> dict[str, int]:
 
 
 def push_to_hub(original: Callable[..., Any], model: "PreTrainedModel", repo_id: str, **kwargs: Any) -> Any:
-    """Push as transformers does; a model that hf_lop pruned is pushed with all its files and its card in one commit.
+    """Push as transformers does; a model that hf_lop made is pushed with all its files and its card in one commit.
 
     Args:
         original (`Callable`): transformers' `PreTrainedModel.push_to_hub`.

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -17,6 +18,7 @@ from transformers import (
 )
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError, LOPError, UnsupportedModelError
+from hf_lop.modeling_lop import check_depth
 
 
 def check_safetensors(folder: Path) -> None:
@@ -61,6 +63,12 @@ def read_config(name: str | Path, **hub: Any) -> PreTrainedConfig:
         raise
     except (OSError, ValueError) as error:  # ValueError: a config.json of no known model type
         raise InvalidInputError(f"{name} cannot be read as a model: {error} Pass a folder or a Hub id.") from error
+    except (StrictDataclassError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointMismatchError(
+            f"The config.json of {name} is damaged: {str(error)[:500]} Take it from the repository again."
+        ) from error
+    for part in (config, *(getattr(config, key, None) for key in getattr(type(config), "sub_configs", {}))):
+        check_depth(getattr(part, "num_hidden_layers", None))  # before a model of that depth is built
     return config
 
 

@@ -14,6 +14,7 @@ from hf_lop.hub.companions import write_whole
 
 # A push replaces all weights: a file of an earlier push must not be read in place of the new ones.
 WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
+STALE = [*WEIGHTS, *(f"elastic/{name}" for name in WEIGHTS)]
 
 
 def open_repository(
@@ -76,7 +77,7 @@ def push_folder(
             commit_message=commit_message or "Upload model",
             commit_description=commit_description,
             create_pr=create_pr,
-            delete_patterns=list(WEIGHTS),
+            delete_patterns=STALE,
         )
     if collection is not None:
         add_to_collection(repo_id, collection, private=private, token=token)

@@ -1,7 +1,12 @@
 """Remembers the commit a config was read from: transformers resolves it while loading, and then forgets it."""
 
 import functools
+import os
 from typing import Any
+
+from hf_lop.modeling_lop import CheckpointMismatchError
+
+LARGEST_CONFIG = 20_000_000  # bytes; an order of magnitude above those of large vocabularies of labels
 
 
 def install() -> None:
@@ -20,6 +25,7 @@ def install() -> None:
 
     @functools.wraps(read)
     def _dict_from_json_file(cls: Any, json_file: Any) -> dict[str, Any]:
+        _check_size(json_file)
         config_dict: dict[str, Any] = read(cls, json_file)
         if commit := extract_commit_hash(str(json_file), None):
             config_dict["_commit_hash"] = commit
@@ -36,3 +42,13 @@ def install() -> None:
     _dict_from_json_file._lop = True  # type: ignore[attr-defined]
     PreTrainedConfig._dict_from_json_file = classmethod(_dict_from_json_file)  # type: ignore[assignment, method-assign]
     PreTrainedConfig.from_dict = classmethod(from_dict)  # type: ignore[arg-type, assignment, method-assign]
+
+
+def _check_size(json_file: Any) -> None:
+    """Refuse a config that would take gigabytes of memory once it is parsed."""
+    size = os.path.getsize(json_file)
+    if size > LARGEST_CONFIG:
+        raise CheckpointMismatchError(
+            f"{json_file} has {size:,} bytes; at most {LARGEST_CONFIG:,} are read. No model needs such a config: do not use "
+            "this repository."
+        )

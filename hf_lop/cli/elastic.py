@@ -1,0 +1,72 @@
+"""Commands for elastic repositories: `make-elastic` makes one, `pull` gets one size of it."""
+
+from typing import Annotated, Any
+
+import typer
+
+from hf_lop.cli.options import (
+    AsJson,
+    Flops,
+    Latency,
+    Memory,
+    Out,
+    Params,
+    Private,
+    PushTo,
+    Ratio,
+    RoundTo,
+    new_folder,
+    note,
+    show,
+)
+
+
+def make_elastic(
+    model: Annotated[str, typer.Argument(help="Hub id or folder of the dense model.")],
+    pruner: Annotated[str, typer.Option(help="Hub id or folder of its pruner.")],
+    out: Out,
+    push_to: PushTo = None,
+    private: Private = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a repository that gives every size: the dense model with sorted neurons, and its pruner."""
+    new_folder(out)
+    from hf_lop.hub.elastic import TRANSPOSED
+    from hf_lop.pruner import LOPPruner
+
+    loaded = LOPPruner.from_pretrained(pruner)
+    note(f"Loading {model}.")
+    made = loaded.make_elastic(model)
+    made.save_pretrained(out)
+    extra = sum(file.stat().st_size for file in (out / TRANSPOSED).iterdir())
+    report: dict[str, Any] = {"out": str(out), "elastic_config": made.config.elastic_config, "extra_bytes": extra}
+    if push_to:
+        report["pushed_to"] = str(made.push_to_hub(push_to, private=private))
+    where = push_to or out
+    show(report, f'Saved {out}. Load a size of it with from_pretrained("{where}", lop_ratio=0.3).', as_json)
+
+
+def pull(
+    repository: Annotated[str, typer.Argument(help="Hub id or folder of an elastic repository.")],
+    out: Out,
+    ratio: Ratio = None,
+    params: Params = None,
+    memory: Memory = None,
+    flops: Flops = None,
+    latency: Latency = None,
+    round_to: RoundTo = 1,
+    recover: Annotated[
+        str, typer.Option(help="What lets the kept neurons do the removed ones' work: sketch, none, or auto.")
+    ] = "auto",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Get one size from an elastic repository as a pruned model; only what that weighs is read."""
+    new_folder(out)
+    from hf_lop.pulling import pull as pull_size
+
+    budgets = {"ratio": ratio, "params": params, "memory": memory, "flops": flops, "latency": latency}
+    how = {"round_to": round_to, "recover": None if recover == "none" else recover}
+    made = pull_size(repository, out, budgets=budgets | how, revision=revision)
+    text = f"Saved {out}: {made['parameters']:,} parameters. Load it with from_pretrained."
+    show({"out": str(out), **made}, text, as_json)

@@ -1,0 +1,39 @@
+"""A pruner without a fit: random neuron orders, statistics and sketch for any model, made at once."""
+
+from dataclasses import asdict
+
+import torch
+
+from hf_lop.configuration_lop import LOPConfig
+from hf_lop.ffn.discovery import find_ffns
+from hf_lop.ffn.size import measure_size
+from hf_lop.pruner import LOPPruner
+
+
+def fake_pruner(model, *, sketch_rows=8, seed=0):
+    """A pruner for a model, on any device, whose plans differ from layer to layer."""
+    size = measure_size(model, find_ffns(model))
+    layers = len(size.widths)
+    table = [
+        {"ratio": r, "ratios": [r * (0.6 + 0.8 * i / max(1, layers - 1)) for i in range(layers)]} for r in (0, 0.7)
+    ]
+    pruner = LOPPruner(
+        LOPConfig(
+            base_model_type=model.config.model_type,
+            base_dtype="float32",
+            base_size=asdict(size),
+            predictor="mlp",
+            search_table=table,
+            max_ratio=0.7,
+            sketch_rows=sketch_rows,
+        )
+    )
+    generator = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(width, generator=generator) for width in size.widths]
+    pruner.neuron_order.copy_(torch.cat(orders).to(torch.uint16))
+    for name in ("mean", "square", "fluctuation", "norm"):
+        getattr(pruner, name).copy_(torch.rand(sum(size.widths), generator=generator) + 0.1)
+    if sketch_rows:
+        pruner.sketch.copy_(torch.randint(0, 256, pruner.sketch.shape, generator=generator, dtype=torch.uint8))
+        pruner.sketch_scale.copy_(torch.rand(sum(size.widths), generator=generator) * 0.05)
+    return pruner.eval()
