@@ -163,7 +163,7 @@ def test_more_ratios_are_added_to_a_folder_and_other_data_refused(built, pruners
         ({"report": text_batches(1, seed=32)}, "search data of pruner 1"),
         ({"recover": ["lstsq"], "data": text_batches(3, seed=77)[1:]}, "among the batches for recovery"),
         ({"recover": ["lstsq"]}, "needs data"),
-        ({"recover": ["lora"]}, "'lora'; choose from None, lstsq, sketch, fold, bias"),
+        ({"recover": ["lora"]}, "'lora'; choose from None, sequential, lstsq, sketch, fold, bias"),
         ({"methods": ["taylor"]}, "'taylor'; choose from lop"),
         ({"methods": ["cmaes"]}, "no plans of cmaes"),
         ({"rewards": ["bleu"]}, "'bleu'; choose from"),
