@@ -1,6 +1,6 @@
 """Cutting from file to file at the shape of Qwen2.5-VL-7B, against copying the input with `cp`, in one run.
 
-    python examples/benchmarks/streaming.py --work work                  # needs 30 GB of disk; 28 and 56 layers: 55 GB
+    python examples/benchmarks/streaming.py --work work                  # needs 55 GB of disk; --layers 28: 35 GB
 
 The checkpoint has the real shapes, vision tower included, random bfloat16 weights, and shards of 5 GB. Before every timed
 step all files are on disk and out of the page cache; every step ends when what it wrote is on disk. `cp` copies shard by

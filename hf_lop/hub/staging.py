@@ -135,7 +135,7 @@ class Staging:
                 entry = json.loads(line)
             except ValueError:
                 break
-            if number == 0 and entry.get("job") != self.job:
+            if not isinstance(entry, dict) or (number == 0 and entry.get("job") != self.job):
                 return {}
             noted[entry["step"]] = entry["bytes"]
         return noted if self.folder.is_dir() else {}
