@@ -177,7 +177,7 @@ def pruned_model_card(
         provenance=[
             *provenance.items(),
             *_calibration(made.get("calibration")),
-            ("pruned with", f"hf_lop {made['hf_lop_version']}"),
+            *([("pruned with", f"hf_lop {version}")] if (version := made.get("hf_lop_version")) else []),
         ],
         citation=CITATION,
         marker=MARKER,
