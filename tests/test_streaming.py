@@ -379,7 +379,7 @@ HOSTILE = {
     ),
     "large": (_config(padding="x" * 20_000_000), CheckpointMismatchError, "at most 20,000,000"),
     "typeless": (_config(num_hidden_layers="four"), CheckpointMismatchError, "damaged"),
-    "wide": (_config(hidden_size=10**15), CheckpointMismatchError, "no model can be built"),
+    "wide": (_config(hidden_size=10**15), CheckpointMismatchError, "weights are mismatched"),
     "pruned": (_config(intermediate_size=[48] * 4), UnsupportedModelError, "already pruned"),
     "quantised": (_config(quantization_config={"quant_method": "bitsandbytes"}), UnsupportedModelError, "quantised"),
     "elsewhere": (_config(transformers_weights="../x.safetensors"), UnsupportedModelError, "transformers_weights"),
