@@ -71,6 +71,16 @@ def test_held_out_outputs_come_closer_than_layer_by_layer(built, kind):
     assert errors["in turn"] < errors["alone"]
 
 
+def test_low_precision_and_a_barely_cut_first_layer(built):
+    """What the fit changes in the first layer is below the rounding of its output: no reason to refuse."""
+    model, batches = copy.deepcopy(built["gated"]).bfloat16(), text_batches(12)
+    ffns = prunable_ffns(model)
+    kept = [torch.arange(ffn.width - (layer != 0)) for layer, ffn in enumerate(ffns)]
+    model.model.embed_tokens.weight.data.mul_(30)
+    weights = recover_in_turn(model, batches, ffns, kept)
+    assert [w.dtype for w in weights] == [torch.bfloat16] * 4
+
+
 def test_a_multimodal_model_runs_its_tower_once_per_batch():
     model, batches = tiny_model("qwen2_5_vl"), [tiny_inputs("qwen2_5_vl", seed) for seed in range(4)]
     ffns, seen = prunable_ffns(model), []
