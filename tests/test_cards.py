@@ -311,3 +311,17 @@ def test_a_broken_card_of_the_base_model_is_passed_over(tmp_path, card):
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "README.md").write_bytes(card)
     assert copy_companions(tmp_path / "base", None, tmp_path) == {}
+
+
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
+    """A cloned repository could otherwise have any file of this machine pushed; the Hub's cache links to its blobs."""
+    (tmp_path / "secret").write_text("key")
+    snapshot, out = tmp_path / "models--me--base" / "snapshots" / "1", tmp_path / "out"
+    snapshot.mkdir(parents=True)
+    (snapshot.parent.parent / "blobs").mkdir()
+    (snapshot.parent.parent / "blobs" / "0a").write_text("{}")
+    (snapshot / "preprocessor_config.json").symlink_to("../../blobs/0a")
+    (snapshot / "LICENSE").symlink_to(tmp_path / "secret")
+    out.mkdir()
+    copy_companions(snapshot, None, out)
+    assert [file.name for file in out.iterdir()] == ["preprocessor_config.json"]

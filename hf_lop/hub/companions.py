@@ -72,9 +72,12 @@ def copy_companions(source: str | Path, revision: str | None, destination: str |
                 stacklevel=2,
             )
             return {}
+    inside = (folder.resolve(), folder.resolve().parent.parent / "blobs")  # the Hub's cache links to its blobs
     for file in sorted(folder.iterdir()):
         target = Path(destination) / file.name
-        if file.is_file() and matches(file.name, patterns) and not target.exists():
+        if not file.is_file() or not matches(file.name, patterns) or target.exists():
+            continue
+        if file.resolve().parent in inside:  # a link to elsewhere could be pushed with what it points to
             write_whole(target, file.read_bytes())
     return _metadata(folder / "README.md")
 
