@@ -34,6 +34,7 @@ def hub(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_blocks_run_in_order(hub, tmp_path):
     """The README is one session: what one block pushes or saves, a later one loads."""
     run_python(UPLOAD, hub, home=tmp_path / "home")

@@ -42,7 +42,7 @@ def main() -> None:
         pruners,
         model,
         report,
-        recover=(None, "fold", "lstsq"),
+        recover=(None, "fold", "lstsq", "sequential"),
         data=draw("calibration", arguments.seeds),
         rewards=("accuracy", "log_likelihood"),
         folder=arguments.work,

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
@@ -12,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from hf_lop.errors import InvalidInputError
 
-SYNC = 2**28  # bytes that are written at most before they are made safe and noted; a killed run loses no more
+SYNC = 2**28  # bytes that are written at most before they are made safe; a killed run loses no more than two such lots
 
 
 class Staging:
@@ -85,26 +86,35 @@ class Staging:
             return
         if done and (not partial.exists() or partial.stat().st_size < done):
             done = 0
-        with partial.open("r+b" if done else "wb", buffering=0) as stream:
+        with partial.open("r+b" if done else "wb", buffering=0) as stream, ThreadPoolExecutor(1) as disk:
             stream.truncate(done)
             stream.seek(done)
             end = safe = 0
-            for content, size in parts:
-                end += size
-                if end <= done:
-                    safe = end
-                    continue
-                for piece in (content,) if isinstance(content, bytes) else content():
-                    _write_all(stream, piece)
-                if stream.tell() != end:
-                    raise AssertionError(f"{file}: a tensor has other bytes than its shape says")
-                if end - max(safe, done) >= SYNC:
-                    os.fsync(stream.fileno())
-                    self._note(file, end)
-                    safe = end
+            syncing: tuple[Future[None], int] | None = None  # made safe while the next bytes are read and cut
+            try:
+                for content, size in parts:
+                    end += size
+                    if end <= done:
+                        safe = end
+                        continue
+                    for piece in (content,) if isinstance(content, bytes) else content():
+                        _write_all(stream, piece)
+                    if stream.tell() != end:
+                        raise AssertionError(f"{file}: a tensor has other bytes than its shape says")
+                    if end - max(safe, done) >= SYNC:
+                        self._settle(file, syncing)
+                        syncing, safe = (disk.submit(os.fsync, stream.fileno()), end), end
+            finally:
+                self._settle(file, syncing)
             os.fsync(stream.fileno())
         self._note(file, end)
         os.replace(partial, final)
+
+    def _settle(self, file: str, syncing: tuple["Future[None]", int] | None) -> None:
+        """Wait until bytes are safe, and note it."""
+        if syncing is not None:
+            syncing[0].result()
+            self._note(file, syncing[1])
 
     def finish(self) -> None:
         """Let the folder appear."""
