@@ -134,7 +134,7 @@ def compare(
         start = time.perf_counter()
         plan, kept = _prepare(pruner, model, ffns, size, method, ratio)
         seconds = time.perf_counter() - start
-        write = fit_recovery(recovery, pruner, model, ffns, kept, moments)
+        write = fit_recovery(recovery, pruner, model, ffns, kept, moments, data or ())
         pruned: PreTrainedModel = copy.deepcopy(model).eval()
         write(pruned, slice_ffns(pruned, kept))
         rows.add(Row.of(key, judge(pruned), plan.widths, size, seconds, cold_seconds(method, pruner.config)))

@@ -49,7 +49,7 @@ def report():
 def options():
     return {
         "ratios": RATIOS,
-        "recover": (None, "fold", "lstsq"),
+        "recover": (None, "fold", "lstsq", "sequential"),
         "data": text_batches(6, seed=78),
         "rewards": KINDS,
         "progress": False,
@@ -74,7 +74,7 @@ def test_rows_are_complete_and_meet_their_ratio(compared, pruners):
         for seed in (0, 1)
         for method in METHODS
         for ratio in RATIOS
-        for recover in (None, "fold", "lstsq")
+        for recover in (None, "fold", "lstsq", "sequential")
     ]
     assert [row.key for row in rows] == [("dense", 0.0, None, None), *expected]
     dense = rows[0].parameters
@@ -100,11 +100,11 @@ def test_dense_row_equals_an_independent_computation(compared, built, report):
         assert score.samples == 6
 
 
-@pytest.mark.parametrize("recover", [None, "fold", "lstsq"])
+@pytest.mark.parametrize("recover", [None, "fold", "lstsq", "sequential"])
 @pytest.mark.parametrize(("method", "seed"), [("lop", 0), ("lop", 1), ("flap", 1)])
 def test_rows_equal_pruning_by_hand(compared, built, pruners, report, options, method, seed, recover):
     row = next(row for row in compared[0].rows if row.key == (method, 0.5, recover, seed))
-    data = options["data"] if recover == "lstsq" else None
+    data = options["data"] if recover in ("lstsq", "sequential") else None
     model = copy.deepcopy(built["gated"])
     pruned = pruners[seed].prune(model, 0.5, method=method, recover=recover, data=data)
     assert list(row.widths) == pruned.config.intermediate_size

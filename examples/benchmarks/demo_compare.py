@@ -52,7 +52,7 @@ def main() -> None:
     title = (
         f"# Methods on the demo model\n\n`python examples/benchmarks/demo_compare.py`: {arguments.seeds} seeds, each with "
         f"{DRAWN} of 400 questions for calibration and {DRAWN} of 400 others for probes and searches ({EVALUATIONS} candidates per target; the predictor learns from the additive plans); {REPORT} questions of the report split. "
-        "`fold` and `lstsq` recover the output projections, lstsq with "
+        "`fold`, `lstsq` and `sequential` recover the output projections, the last two with "
         f"{DRAWN} calibration questions.\n\n"
     )
     (RESULTS / "demo_compare.md").write_text(title + compared.to_markdown(), encoding="utf-8")
