@@ -205,7 +205,7 @@ def test_markdown_has_dense_and_one_best_value_per_column(compared):
         assert lines[2][2:4] == ["25.0%", "50.0%"]
         assert lines[3][2].endswith("%")
         assert lines[4][:3] == ["dense", "", f"{compared[0].rows[0].scores[kind].value:.3f}"]
-        assert len(lines) == 5 + 3 * len(METHODS)
+        assert len(lines) == 5 + 4 * len(METHODS)
         for column, ratio in ((2, 0.25), (3, 0.5)):
             best = max(point.mean[kind] for point in compared[0].points if point.ratio == ratio)
             bold = [line[column] for line in lines if "**" in line[column]]
