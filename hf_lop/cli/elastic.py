@@ -6,6 +6,7 @@ import typer
 
 from hf_lop.cli.options import (
     AsJson,
+    Collection,
     Flops,
     Latency,
     Memory,
@@ -15,8 +16,10 @@ from hf_lop.cli.options import (
     PushTo,
     Ratio,
     RoundTo,
+    check_push,
     new_folder,
     note,
+    push,
     show,
 )
 
@@ -27,9 +30,11 @@ def make_elastic(
     out: Out,
     push_to: PushTo = None,
     private: Private = False,
+    collection: Collection = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a repository that gives every size: the dense model with sorted neurons, and its pruner."""
+    check_push(push_to, collection)
     new_folder(out)
     from hf_lop.hub.elastic import TRANSPOSED
     from hf_lop.pruner import LOPPruner
@@ -40,8 +45,7 @@ def make_elastic(
     made.save_pretrained(out)
     extra = sum(file.stat().st_size for file in (out / TRANSPOSED).iterdir())
     report: dict[str, Any] = {"out": str(out), "elastic_config": made.config.elastic_config, "extra_bytes": extra}
-    if push_to:
-        report["pushed_to"] = str(made.push_to_hub(push_to, private=private))
+    report |= push(made, push_to, private=private, collection=collection)
     where = push_to or out
     show(report, f'Saved {out}. Load a size of it with from_pretrained("{where}", lop_ratio=0.3).', as_json)
 
