@@ -249,12 +249,12 @@ def test_a_damaged_journal_starts_anew(tmp_path, damage):
 
 
 def test_only_one_process_writes(tmp_path):
-    with (
-        Staging(tmp_path / "out", "a"),
-        pytest.raises(InvalidInputError, match="Another process is writing"),
-        Staging(tmp_path / "out", "a"),
-    ):
-        pass
+    code = "import sys; from pathlib import Path; from hf_lop.hub.staging import Staging; Staging(Path(sys.argv[1]), 'a').__enter__()"
+    with Staging(tmp_path / "out", "a"):
+        other = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True, check=False
+        )
+    assert "InvalidInputError: Another process is writing" in other.stderr
 
 
 KILLED = """
