@@ -81,6 +81,7 @@ def test_prune_then_inspect_and_load(folders, tmp_path, pruner):
     assert facts["pruned"]["criterion"] == "l2"
 
 
+@pytest.mark.slow
 def test_fit_prune_and_resume(tmp_path):
     data = tmp_path / "prose.jsonl"
     words = ("red", "green", "circle", "square", "north", "center")

@@ -123,6 +123,7 @@ def test_perplexity_without_labels_leaves_out_unknown_targets(built, pruners):
         assert row.scores["perplexity"].standard_error == pytest.approx(error, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_resumed_comparison_is_identical(compared, built, pruners, report, options, tmp_path, monkeypatch):
     result, folder = compared
     lines = (folder / "rows.jsonl").read_text().splitlines()

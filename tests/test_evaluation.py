@@ -153,6 +153,11 @@ def on(tasks, **options):
     return {"include_path": tasks, "batch_size": 8, "dtype": "float32", **options}
 
 
+@pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.slow
 class TestModels:
     def test_by_folder_in_memory_and_on_the_fly(self, tasks, pruned):
         by_folder = evaluate(pruned, "lop_demo", **on(tasks))

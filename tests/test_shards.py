@@ -192,6 +192,7 @@ with open_shards("me/model") as shards:
 """
 
 
+@pytest.mark.slow
 def test_the_hub_is_asked_for_single_ranges(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()

@@ -83,6 +83,7 @@ def test_the_demo(demo_pruner, tmp_path, budget, options):
     assert both(demo_pruner, demo.MODEL_DIR, tmp_path, *budget, **options) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recover", ["sketch", "fold", None])
 @pytest.mark.parametrize("kind", ["gated", "gated_bias", "fused", "plain_bias", "conv1d"])
 def test_kinds_of_ffns(built, tmp_path, kind, recover):
@@ -190,6 +191,7 @@ class _Memory:
 # -- Whole or not at all -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_leaves_nothing_and_the_next_goes_on(fake, base, tmp_path, monkeypatch):
     expected, out = tmp_path / "memory" / "out", tmp_path / "out"
     fake.prune(base, 0.4, method="table").save_pretrained(expected)
@@ -213,6 +215,7 @@ def test_a_run_that_fails_leaves_nothing_and_the_next_goes_on(fake, base, tmp_pa
     assert not (tmp_path / ".out.partial").exists()
 
 
+@pytest.mark.slow
 def test_another_call_starts_anew(fake, base, tmp_path, monkeypatch):
     monkeypatch.setattr("hf_lop.hub.staging.SYNC", 1)
     with monkeypatch.context() as patch:
