@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
-from hf_lop.ffn.fits import fit_fold, fit_sketch, fit_sketch_prefix
+from hf_lop.ffn.fits import DAMPING, RowFit, fit_sketch_prefix, fold_rows, sketch_rows
 from hf_lop.ffn.recovery import (
     add_to_output_biases,
     checked_fit,
@@ -118,8 +118,8 @@ def fit_recovery(
 
 def fit_by_layer(
     name: str | None, pruner: "LOPPruner", kept: Sequence[torch.Tensor]
-) -> Callable[[int, torch.Tensor], torch.Tensor] | None:
-    """Return what recovers one output projection at a time, where no model is in memory.
+) -> Callable[[int, torch.dtype], RowFit] | None:
+    """Return what recovers output projections row by row, where no model is in memory.
 
     Args:
         name (`str`, *optional*): "sketch", "fold", or None for none.
@@ -127,7 +127,8 @@ def fit_by_layer(
         kept (`Sequence[torch.Tensor]`): the neurons to keep, one `[k] int64` per layer, ascending.
 
     Returns:
-        `Callable`: given a layer and its dense output projection `[d, n]`, returns the new one, `[d, k]`. None for none.
+        `Callable`: given a layer and a dtype, returns what makes the new rows of its output projection from the old ones, in
+            that dtype. None for none.
 
     Raises:
         InvalidInputError: if the recovery needs a model that runs, or adds weights.
@@ -145,11 +146,12 @@ def fit_by_layer(
         )
     statistics = pruner.statistics()
 
-    def fit(layer: int, weight: torch.Tensor) -> torch.Tensor:
+    def fit(layer: int, dtype: torch.dtype) -> RowFit:
         if name == "fold":
-            return fit_fold(weight, kept[layer], statistics[layer])
-        fitted = fit_sketch(weight, pruner.directions_of(layer), statistics[layer].square, kept[layer])
-        return checked_fit(layer, fitted)
+            return fold_rows(kept[layer], statistics[layer])
+        directions, square = pruner.directions_of(layer), statistics[layer].square
+        make = sketch_rows(directions, square, kept[layer], DAMPING, dtype, torch.device("cpu"))
+        return lambda rows: checked_fit(layer, make(rows))
 
     return fit
 

@@ -195,7 +195,7 @@ class _Memory:
 def test_a_run_that_fails_leaves_nothing_and_the_next_goes_on(fake, base, tmp_path, monkeypatch):
     expected, out = tmp_path / "memory" / "out", tmp_path / "out"
     fake.prune(base, 0.4, method="table").save_pretrained(expected)
-    monkeypatch.setattr("hf_lop.hub.staging.SYNC", 1)
+    monkeypatch.setattr("hf_lop.hub.staging.LOT", 1)
     parts, made = Cutter.parts, []
 
     def failing(self, output):
@@ -217,7 +217,7 @@ def test_a_run_that_fails_leaves_nothing_and_the_next_goes_on(fake, base, tmp_pa
 
 @pytest.mark.slow
 def test_another_call_starts_anew(fake, base, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_lop.hub.staging.SYNC", 1)
+    monkeypatch.setattr("hf_lop.hub.staging.LOT", 1)
     with monkeypatch.context() as patch:
         patch.setattr(Staging, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -262,7 +262,7 @@ def test_only_one_process_writes(tmp_path):
 
 KILLED = """
 import hf_lop.hub.staging as staging
-staging.SYNC = 1
+staging.LOT = 1
 from hf_lop.cli import main
 main()
 """

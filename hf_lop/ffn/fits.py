@@ -1,14 +1,35 @@
 """What recovery makes of one output projection: the formulas are in `hf_lop.ffn.recovery`, this is their arithmetic.
 
-Rows of W are independent of each other. Where float64 copies of all of them would take much memory, they are done in blocks.
+Rows of W are independent of each other. Where wider copies of all of them would take much memory, they are done in blocks,
+and where W is not in memory, those blocks are all that is read: `RowFit` makes the new rows from the old ones.
 """
+
+from collections.abc import Callable
 
 import torch
 
+from hf_lop.ffn.gather import gather
 from hf_lop.ffn.statistics import Statistics
 
 DAMPING = 0.1
 ROWS = 256  # of W at a time
+
+RowFit = Callable[[torch.Tensor], torch.Tensor]  # some rows of W `[m, n]` -> those of W'_K `[m, k]`, in the dtype of W
+
+
+def fit_rows(fit: RowFit, weight: torch.Tensor) -> torch.Tensor:
+    """Return W'_K `[d, k]`, made from W `[d, n]` block by block."""
+    first = fit(weight[:ROWS])
+    fitted = first.new_empty(len(weight), first.shape[1])
+    fitted[:ROWS] = first
+    for start in range(ROWS, len(weight), ROWS):
+        fitted[start : start + ROWS] = fit(weight[start : start + ROWS])
+    return fitted
+
+
+def _arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype for products with W: it has 13 bits more than a W of 16 bits, 29 more than one of 32."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else torch.float64
 
 
 def fit_lstsq(weight: torch.Tensor, gram: torch.Tensor, kept: torch.Tensor, damping: float) -> torch.Tensor:
@@ -52,22 +73,34 @@ def fit_sketch(
         kept (`torch.Tensor`): `[k] int64`; the columns come in its order.
         damping (`float`): above 0.
     """
-    kept = kept.to(weight.device)
-    square = square.to(weight.device, torch.float64)
-    fitted = weight.index_select(1, kept)
-    if len(kept) == weight.shape[1] or not bool(square.any()):
-        return fitted
-    sketch = directions.to(weight.device, torch.float64)
-    gone = torch.ones(len(square), dtype=torch.bool, device=weight.device)
+    return fit_rows(sketch_rows(directions, square, kept, damping, weight.dtype, weight.device), weight)
+
+
+def sketch_rows(
+    directions: torch.Tensor,
+    square: torch.Tensor,
+    kept: torch.Tensor,
+    damping: float,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> RowFit:
+    """Return `fit_sketch` for some rows of a W of this dtype on this device; what all rows share is computed once."""
+    kept, square = kept.to(device), square.to(device, torch.float64)
+    if len(kept) == len(square) or not bool(square.any()):
+        return lambda rows: gather(rows, 1, kept)
+    sketch = directions.to(device, torch.float64)
+    gone = torch.ones(len(square), dtype=torch.bool, device=device)
     gone[kept] = False
     removed = gone.nonzero().flatten()
-    spread = _spread(sketch, square, kept, damping)
-    lost = sketch[:, removed].T.contiguous()
-    for start in range(0, len(weight), ROWS):
-        rows = slice(start, start + ROWS)
-        cross = weight[rows].index_select(1, removed).double() @ lost
-        fitted[rows] = (fitted[rows].double() + cross @ spread).to(weight.dtype)
-    return fitted
+    wide = _arithmetic(dtype)
+    spread = _spread(sketch, square, kept, damping).to(wide)
+    lost = sketch[:, removed].T.contiguous().to(wide)
+
+    def fit(rows: torch.Tensor) -> torch.Tensor:
+        cross = gather(rows, 1, removed).to(wide) @ lost
+        return torch.addmm(gather(rows, 1, kept).to(wide), cross, spread).to(dtype)
+
+    return fit
 
 
 def _spread(sketch: torch.Tensor, square: torch.Tensor, kept: torch.Tensor, damping: float) -> torch.Tensor:
@@ -112,13 +145,14 @@ def fit_sketch_prefix(
     if width == len(square) or not bool(square.any()):
         return weight.clone()
     sketch = directions.to(weight.device, torch.float64)
-    spread = _spread(sketch, square, torch.arange(width, device=weight.device), damping)
-    inner = sketch[:, :width].T.contiguous()
+    wide = _arithmetic(weight.dtype)
+    spread = _spread(sketch, square, torch.arange(width, device=weight.device), damping).to(wide)
+    inner = sketch[:, :width].T.contiguous().to(wide)
     fitted = torch.empty_like(weight)
     for start in range(0, len(weight), ROWS):
         rows = slice(start, start + ROWS)
-        own = weight[rows].double()
-        fitted[rows] = (own + (products[rows].double() - own @ inner) @ spread).to(weight.dtype)
+        own = weight[rows].to(wide)
+        fitted[rows] = torch.addmm(own, products[rows].to(wide) - own @ inner, spread).to(weight.dtype)
     return fitted
 
 
@@ -130,20 +164,26 @@ def fit_fold(weight: torch.Tensor, kept: torch.Tensor, measured: Statistics) -> 
         kept (`torch.Tensor`): `[k] int64`, ascending.
         measured (`Statistics`): of the layer.
     """
+    return fit_rows(fold_rows(kept, measured), weight)
+
+
+def fold_rows(kept: torch.Tensor, measured: Statistics) -> RowFit:
+    """Return `fit_fold` for some rows of W."""
     mean = measured.mean.double()
     # A neuron that never varies would get all of a; this bounds it by one that varies a millionth of the average.
     variance = measured.fluctuation.double().clamp_min(1e-6 * float(measured.fluctuation.double().mean()))
     direction = (mean / variance)[kept]
     along = mean[kept] @ direction
-    fitted = weight.index_select(1, kept.to(weight.device))
-    if not along > 0 or len(kept) == weight.shape[1]:  # no kept neuron has a mean, or nothing was removed
-        return fitted
-    share = (direction / along).to(weight.device)
-    lost = mean_of_removed(weight, mean, kept)
-    for start in range(0, len(weight), ROWS):
-        rows = slice(start, start + ROWS)
-        fitted[rows] = (fitted[rows].double() + torch.outer(lost[rows], share)).to(weight.dtype)
-    return fitted
+    if not along > 0 or len(kept) == len(mean):  # no kept neuron has a mean, or nothing was removed
+        return lambda rows: gather(rows, 1, kept.to(rows.device))
+    share = direction / along
+
+    def fit(rows: torch.Tensor) -> torch.Tensor:
+        lost = mean_of_removed(rows, mean, kept)
+        stays = gather(rows, 1, kept.to(rows.device)).double()
+        return stays.addr_(lost, share.to(rows.device)).to(rows.dtype)
+
+    return fit
 
 
 def mean_of_removed(weight: torch.Tensor, mean: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:

@@ -6,19 +6,23 @@ tensors in memory.
 """
 
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from safetensors.torch import save
 
+from hf_lop.ffn.fits import ROWS, RowFit, fit_rows
+from hf_lop.ffn.gather import gather
 from hf_lop.ffn.stored import LENGTH, Place, parse_json
 
 BLOCK = 2**20  # bytes that are read at a time: what stays in the processor's cache is copied fastest
-AHEAD = 2**25  # bytes that the system shall have read before they are needed
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # numpy has no bfloat16
+AHEAD = (
+    2**28
+)  # bytes that the system shall have read before they are needed: while a recovery computes, the disk reads
 
 
 class Tensors(Protocol):
@@ -47,7 +51,8 @@ class Output:
         source (`str`): the stored tensor it is made from.
         axis (`int`, *optional*): axis along which neurons are removed; None to keep all.
         kept (`torch.Tensor`, *optional*): `[k] int64`, ascending, the indices along it that stay.
-        fit (`Callable`, *optional*): instead, makes it from all of the stored tensor, in the dtype it shall have.
+        fit (`Callable`, *optional*): for an output projection, returns what makes its new rows from the old ones, in the
+            dtype it shall have; neurons lie along axis 1, or along axis 0 where the tensor is stored transposed.
     """
 
     name: str
@@ -56,7 +61,7 @@ class Output:
     source: str
     axis: int | None = None
     kept: torch.Tensor | None = None
-    fit: Callable[[torch.Tensor], torch.Tensor] | None = None
+    fit: Callable[[], RowFit] | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -85,66 +90,94 @@ def layout(outputs: Sequence[Output], metadata: Mapping[str, str]) -> tuple[byte
     return len(text).to_bytes(LENGTH, "little") + text, [by_name[name] for name in found]
 
 
+class _Ahead:
+    """Lets the system read what is needed next, from one tensor to the other."""
+
+    def __init__(self, tensors: Tensors, places: Sequence[Place]) -> None:
+        self.tensors, self.places = tensors, places
+        self._ends = list(accumulate(place.end - place.start for place in places))
+        self._sent = 0
+
+    def reached(self, number: int, byte: int) -> None:
+        """Ask for what follows a byte of the tensor of this number, as far as it is not asked for yet."""
+        now = self._ends[number] - (self.places[number].end - self.places[number].start) + byte
+        self._sent, stop = max(self._sent, now), min(now + AHEAD, self._ends[-1])
+        while self._sent < stop:
+            at = bisect_right(self._ends, self._sent)
+            place, end = self.places[at], min(stop, self._ends[at])
+            start = self._sent - self._ends[at] + place.end - place.start
+            self.tensors.expect(place, start, start + end - self._sent)
+            self._sent = end
+
+
 class Cutter:
     """Makes the bytes of outputs, with buffers that it uses again and again."""
 
-    def __init__(self, tensors: Tensors, block: int = BLOCK) -> None:
+    def __init__(self, tensors: Tensors, outputs: Sequence[Output], block: int = BLOCK) -> None:
+        """Prepare to make outputs, in this order; some can be left out."""
         self.tensors, self.block = tensors, block
-        self._read = torch.empty(block, dtype=torch.uint8)
-        self._write = torch.empty(block, dtype=torch.uint8)
+        self._numbers = {output.name: number for number, output in enumerate(outputs)}
+        self._ahead = _Ahead(tensors, [tensors.places[output.source] for output in outputs])
+        self._buffers: dict[str, list[torch.Tensor]] = {
+            use: [torch.empty(0, dtype=torch.uint8)] * 2 for use in ("read", "cut")
+        }
+
+    def _buffer(self, use: str, size: int) -> torch.Tensor:
+        """Return a buffer `[size] uint8`; another one than the last time for the same use, so that a part stays for a turn."""
+        pair = self._buffers[use]
+        pair.reverse()
+        if len(pair[0]) < size:
+            pair[0] = torch.empty(max(size, self.block), dtype=torch.uint8)
+        return pair[0][:size]
 
     def parts(self, output: Output) -> Iterator[memoryview]:
-        """Yield the bytes of an output; each part must be used before the next one is asked for."""
+        """Yield the bytes of an output; a part stays as it is until the one after the next is asked for."""
         place = self.tensors.places[output.source]
+        self._ahead.reached(self._numbers[output.name], 0)
         dtype = self.tensors.rows(output.source, 0, 0).dtype if place.shape else output.dtype
-        if output.fit is not None:
-            yield _bytes(output.fit(self.tensors.rows(output.source).to(output.dtype)))
-        elif not place.shape:
+        if not place.shape:
             yield _bytes(self.tensors.rows(output.source).to(output.dtype))
-        elif output.kept is None and dtype == output.dtype:
-            yield from self._copied(place)
+        elif output.fit is not None and output.axis == 0:
+            weight = self.tensors.rows(output.source).to(output.dtype).T
+            yield _bytes(fit_rows(output.fit(), weight).T.contiguous())
+        elif output.fit is not None:
+            fit = output.fit()
+            for _, part in self._read(output, dtype, ROWS):
+                yield _bytes(fit(part.to(output.dtype)))
         elif place.end > place.start:
-            yield from self._cut(output, place, dtype)
+            row = (place.end - place.start) // place.shape[0]
+            for start, part in self._read(output, dtype, max(1, self.block // row)):
+                yield _bytes(self._cut(output, start, part).to(output.dtype))
 
-    def _copied(self, place: Place) -> Iterator[memoryview]:
-        buffer = _bytes(self._read)
-        self.tensors.expect(place, 0, AHEAD)
-        for start in range(0, place.end - place.start, self.block):
-            self.tensors.expect(place, start + AHEAD, start + AHEAD + self.block)
-            part = buffer[: min(self.block, place.end - place.start - start)]
-            self.tensors.read_into(place, start, part)
-            yield part
-
-    def _cut(self, output: Output, place: Place, dtype: torch.dtype) -> Iterator[memoryview]:
+    def _read(self, output: Output, dtype: torch.dtype, step: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield the tensor by `step` rows, each time with the index of the first; none without a row that is kept."""
+        place = self.tensors.places[output.source]
         rows, row = place.shape[0], (place.end - place.start) // place.shape[0]
-        step = max(1, self.block // row)
-        buffer = self._read if row <= self.block else torch.empty(row, dtype=torch.uint8)
-        self.tensors.expect(place, 0, AHEAD)
         for start in range(0, rows, step):
             stop = min(start + step, rows)
-            self.tensors.expect(place, start * row + AHEAD, stop * row + AHEAD)
-            raw = buffer[: (stop - start) * row]
-            kept, axis = output.kept, output.axis
-            if kept is not None and axis == 0:
-                first, last = (int(i) for i in torch.searchsorted(kept, torch.tensor([start, stop])))
-                if first == last:
-                    continue
-                kept = kept[first:last] - start
+            self._ahead.reached(self._numbers[output.name], stop * row)
+            if output.kept is not None and output.axis == 0 and not len(_within(output.kept, start, stop)):
+                continue
+            raw = self._buffer("read", (stop - start) * row)
             self.tensors.read_into(place, start * row, _bytes(raw))
-            part = raw.view(dtype).view(stop - start, *place.shape[1:])
-            if kept is not None and axis is not None:
-                part = self._select(part, axis, kept)
-            yield _bytes(part if part.dtype == output.dtype else part.to(output.dtype))
+            yield start, raw.view(dtype).view(stop - start, *place.shape[1:])
 
-    def _select(self, part: torch.Tensor, axis: int, kept: torch.Tensor) -> torch.Tensor:
-        """Gather along an axis; numpy is three times as fast as torch here if it need not check the indices again."""
+    def _cut(self, output: Output, start: int, part: torch.Tensor) -> torch.Tensor:
+        """Return what stays of the rows from `start` on."""
+        kept, axis = output.kept, output.axis
+        if kept is None or axis is None:
+            return part
+        if axis == 0:
+            kept = _within(kept, start, start + len(part)) - start
         shape = (*part.shape[:axis], len(kept), *part.shape[axis + 1 :])
-        size = torch.Size(shape).numel() * part.element_size()
-        room = self._write[:size] if size <= self.block else torch.empty(size, dtype=torch.uint8)
-        kind = _INTEGERS[part.element_size()]
-        raw: Any = part.view(kind).numpy()
-        np.take(raw, kept.numpy(), axis=axis, out=room.view(kind).view(shape).numpy(), mode="clip")
-        return room.view(part.dtype).view(shape)
+        room = self._buffer("cut", torch.Size(shape).numel() * part.element_size())
+        return gather(part, axis, kept, room.view(part.dtype).view(shape))
+
+
+def _within(kept: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """Return those of ascending indices that are in `[start, stop)`."""
+    first, last = (int(i) for i in torch.searchsorted(kept, torch.tensor([start, stop])))
+    return kept[first:last]
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

@@ -1,18 +1,20 @@
 """What the files of a pruned model will hold, known from the files of the dense one before a weight is read."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
 from hf_lop.errors import UnsupportedModelError
+from hf_lop.ffn.fits import RowFit
 from hf_lop.ffn.slicing import check_kept, slice_ffns
 from hf_lop.ffn.streaming import Output
 from hf_lop.hub.shards import Shards
 from hf_lop.hub.skeleton import Skeleton
 from hf_lop.modeling_lop import FFN
 
-Fit = Callable[[int, torch.Tensor], torch.Tensor]
+Fit = Callable[[int, torch.dtype], RowFit]
 IN_MEMORY = "Prune it in memory: without --stream, or without output_dir."
 
 
@@ -36,7 +38,8 @@ def pruned_outputs(
         skeleton (`Skeleton`): of the dense model; its model is cut in place.
         ffns (`Sequence[FFN]`): its L FFNs.
         kept (`Sequence[torch.Tensor]`): the neurons to keep, one `[k] int64` per layer, in any order.
-        fit (`Callable`, *optional*): makes the new output projection `[d, k]` of a layer from the old one, `[d, n]`.
+        fit (`Callable`, *optional*): given a layer and a dtype, returns what makes the new rows of its output projection from
+            the old ones in that dtype.
 
     Raises:
         UnsupportedModelError: if a tensor is not stored as the model has it, so that it cannot be made from a file.
@@ -63,9 +66,9 @@ def pruned_outputs(
         if shape == before:
             outputs.append(Output(name, shape, tensor.dtype, sources[name]))
             continue
-        layer, indices, refit, transposed = cut.of(tensor)
+        layer, indices, is_output = cut.of(tensor)
         axis = next(axis for axis, size in enumerate(shape) if size != before[axis])
-        change = _refit(fit, layer, transposed) if fit is not None and refit else None
+        change = partial(fit, layer, tensor.dtype) if fit is not None and is_output else None
         outputs.append(Output(name, shape, tensor.dtype, sources[name], axis, indices, change))
     return outputs
 
@@ -74,23 +77,18 @@ class _Cuts:
     """Which neurons a cut parameter has, found again by its storage after it was renamed for saving."""
 
     def __init__(self) -> None:
-        self.found: dict[int, tuple[int, torch.Tensor, bool, bool]] = {}
+        self.found: dict[int, tuple[int, torch.Tensor, bool]] = {}
 
     def add(self, model: nn.Module, layer: int, ffn: FFN, indices: torch.Tensor, width: int) -> None:
         inputs, output = ffn.modules(model)
         rows = torch.cat([indices, indices + width]) if ffn.fused else indices
         for module in inputs:
             for parameter in module.parameters(recurse=False):
-                self.found[parameter.untyped_storage()._cdata] = layer, rows, False, False
-        transposed = not hasattr(output, "in_features")
-        self.found[output.weight.untyped_storage()._cdata] = layer, indices, True, transposed
+                self.found[parameter.untyped_storage()._cdata] = layer, rows, False
+        self.found[output.weight.untyped_storage()._cdata] = layer, indices, True
 
-    def of(self, tensor: torch.Tensor) -> tuple[int, torch.Tensor, bool, bool]:
+    def of(self, tensor: torch.Tensor) -> tuple[int, torch.Tensor, bool]:
         return self.found[tensor.untyped_storage()._cdata]
-
-
-def _refit(fit: Fit, layer: int, transposed: bool) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda weight: fit(layer, weight.T).T.contiguous() if transposed else fit(layer, weight)
 
 
 def _ffn_source(skeleton: Skeleton, ffn: FFN, parameter: torch.Tensor) -> str:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
+from hf_lop.ffn.fits import RowFit, fit_rows
 from hf_lop.hub.elastic import PRODUCTS, TRANSPOSED
 from hf_lop.hub.files import Files
 from hf_lop.hub.shards import Shards
@@ -57,11 +58,11 @@ class Fits(NamedTuple):
     """What makes an output projection of `width` neurons, given its layer.
 
     Attributes:
-        whole (`Callable`): from the dense one, `[d, n]`.
+        whole (`Callable`): given its dtype, from the rows of the dense one, `[d, n]`.
         prefix (`Callable`): from its first columns, `[d, k]`, and its products with the sketch, `[d, r] float32`.
     """
 
-    whole: Callable[[int, torch.Tensor], torch.Tensor]
+    whole: Callable[[int, torch.dtype], RowFit]
     prefix: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -107,7 +108,8 @@ def read_prefix(
     is_prefix = not turned or (extra is not None and extra.shape[0] >= width and entry.parts == 1)
     if fits is not None and entry.output and not (is_prefix and name + PRODUCTS in transposed.places):
         dense = main.rows(name)
-        return fits.whole(entry.layer, dense) if turned else fits.whole(entry.layer, dense.T).T
+        fitted = fit_rows(fits.whole(entry.layer, dense.dtype), dense if turned else dense.T)
+        return fitted if turned else fitted.T
     if not turned:
         starts = [part * entry.width for part in range(entry.parts)]
         rows = [main.rows(name, start, start + width) for start in starts]
