@@ -184,9 +184,6 @@ class _Memory:
         raw = next(self.bytes[name] for name, own in self.places.items() if own is place)
         np.frombuffer(buffer, np.uint8)[:] = raw[start : start + len(buffer)]
 
-    def expect(self, *_):
-        pass
-
 
 # -- Whole or not at all -----------------------------------------------------------------------------------------------
 

@@ -6,10 +6,10 @@ tensors in memory.
 """
 
 import json
-from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -19,10 +19,8 @@ from hf_lop.ffn.fits import ROWS, RowFit, fit_rows
 from hf_lop.ffn.gather import gather
 from hf_lop.ffn.stored import LENGTH, Place, parse_json
 
-BLOCK = 2**20  # bytes that are read at a time: what stays in the processor's cache is copied fastest
-AHEAD = (
-    2**28
-)  # bytes that the system shall have read before they are needed: while a recovery computes, the disk reads
+BLOCK = 2**22  # bytes that are read at a time
+AHEAD = 2  # blocks that are read before they are needed
 
 
 class Tensors(Protocol):
@@ -32,9 +30,6 @@ class Tensors(Protocol):
 
     def read_into(self, place: Place, start: int, buffer: Any) -> None:
         """Fill a buffer with the bytes of a tensor from its byte `start` on."""
-
-    def expect(self, place: Place, start: int = 0, stop: int | None = None) -> None:
-        """Hint that these bytes of a tensor are read next."""
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Return rows `[start, stop)` of a tensor."""
@@ -90,50 +85,27 @@ def layout(outputs: Sequence[Output], metadata: Mapping[str, str]) -> tuple[byte
     return len(text).to_bytes(LENGTH, "little") + text, [by_name[name] for name in found]
 
 
-class _Ahead:
-    """Lets the system read what is needed next, from one tensor to the other."""
-
-    def __init__(self, tensors: Tensors, places: Sequence[Place]) -> None:
-        self.tensors, self.places = tensors, places
-        self._ends = list(accumulate(place.end - place.start for place in places))
-        self._sent = 0
-
-    def reached(self, number: int, byte: int) -> None:
-        """Ask for what follows a byte of the tensor of this number, as far as it is not asked for yet."""
-        now = self._ends[number] - (self.places[number].end - self.places[number].start) + byte
-        self._sent, stop = max(self._sent, now), min(now + AHEAD, self._ends[-1])
-        while self._sent < stop:
-            at = bisect_right(self._ends, self._sent)
-            place, end = self.places[at], min(stop, self._ends[at])
-            start = self._sent - self._ends[at] + place.end - place.start
-            self.tensors.expect(place, start, start + end - self._sent)
-            self._sent = end
-
-
 class Cutter:
-    """Makes the bytes of outputs, with buffers that it uses again and again."""
+    """Makes the bytes of outputs, with buffers that it uses again and again; a thread reads ahead."""
 
-    def __init__(self, tensors: Tensors, outputs: Sequence[Output], block: int = BLOCK) -> None:
-        """Prepare to make outputs, in this order; some can be left out."""
+    def __init__(self, tensors: Tensors, block: int = BLOCK) -> None:
         self.tensors, self.block = tensors, block
-        self._numbers = {output.name: number for number, output in enumerate(outputs)}
-        self._ahead = _Ahead(tensors, [tensors.places[output.source] for output in outputs])
-        self._buffers: dict[str, list[torch.Tensor]] = {
-            use: [torch.empty(0, dtype=torch.uint8)] * 2 for use in ("read", "cut")
-        }
+        self._reader = ThreadPoolExecutor(1)
+        empty = torch.empty(0, dtype=torch.uint8)
+        # One part is written while the next is made, and others are read.
+        self._buffers = {"read": [empty] * (AHEAD + 2), "cut": [empty] * 2}
 
     def _buffer(self, use: str, size: int) -> torch.Tensor:
-        """Return a buffer `[size] uint8`; another one than the last time for the same use, so that a part stays for a turn."""
-        pair = self._buffers[use]
-        pair.reverse()
-        if len(pair[0]) < size:
-            pair[0] = torch.empty(max(size, self.block), dtype=torch.uint8)
-        return pair[0][:size]
+        """Return the buffer `[size] uint8` of this use that was not used for longest."""
+        ring = self._buffers[use]
+        ring.append(ring.pop(0))
+        if len(ring[-1]) < size:
+            ring[-1] = torch.empty(max(size, self.block), dtype=torch.uint8)
+        return ring[-1][:size]
 
     def parts(self, output: Output) -> Iterator[memoryview]:
         """Yield the bytes of an output; a part stays as it is until the one after the next is asked for."""
         place = self.tensors.places[output.source]
-        self._ahead.reached(self._numbers[output.name], 0)
         dtype = self.tensors.rows(output.source, 0, 0).dtype if place.shape else output.dtype
         if not place.shape:
             yield _bytes(self.tensors.rows(output.source).to(output.dtype))
@@ -153,14 +125,23 @@ class Cutter:
         """Yield the tensor by `step` rows, each time with the index of the first; none without a row that is kept."""
         place = self.tensors.places[output.source]
         rows, row = place.shape[0], (place.end - place.start) // place.shape[0]
-        for start in range(0, rows, step):
-            stop = min(start + step, rows)
-            self._ahead.reached(self._numbers[output.name], stop * row)
-            if output.kept is not None and output.axis == 0 and not len(_within(output.kept, start, stop)):
-                continue
+
+        def read(start: int, stop: int) -> torch.Tensor:
             raw = self._buffer("read", (stop - start) * row)
             self.tensors.read_into(place, start * row, _bytes(raw))
-            yield start, raw.view(dtype).view(stop - start, *place.shape[1:])
+            return raw.view(dtype).view(stop - start, *place.shape[1:])
+
+        waiting: deque[tuple[int, Future[torch.Tensor]]] = deque()
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            if output.kept is not None and output.axis == 0 and not len(_within(output.kept, start, stop)):
+                continue
+            waiting.append((start, self._reader.submit(read, start, stop)))
+            if len(waiting) > AHEAD:
+                start, part = waiting.popleft()
+                yield start, part.result()
+        for start, part in waiting:
+            yield start, part.result()
 
     def _cut(self, output: Output, start: int, part: torch.Tensor) -> torch.Tensor:
         """Return what stays of the rows from `start` on."""

@@ -40,9 +40,6 @@ class Files(Protocol):
     def read_into(self, file: str, start: int, buffer: memoryview) -> None:
         """Fill a buffer with the bytes from `start` on."""
 
-    def expect(self, file: str, start: int, length: int) -> None:
-        """Hint that these bytes are read next."""
-
     def close(self) -> None:
         """Give back what was opened."""
 
@@ -88,17 +85,13 @@ class Folder:
                     )
                 done += count
 
-    def expect(self, file: str, start: int, length: int) -> None:
-        """Let the system read ahead, while other bytes are worked on."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._opened(file).fileno(), start, length, os.POSIX_FADV_WILLNEED)
-
     def _opened(self, file: str) -> BinaryIO:
         if self._open is None or self._open[0] != file:
             self.close()
             self._open = file, open(self.path / file, "rb", buffering=0)  # noqa: SIM115
-            if not self.ahead and hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(self._open[1].fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            if hasattr(os, "posix_fadvise"):
+                advice = os.POSIX_FADV_SEQUENTIAL if self.ahead else os.POSIX_FADV_RANDOM
+                os.posix_fadvise(self._open[1].fileno(), 0, 0, advice)
         return self._open[1]
 
     def close(self) -> None:
@@ -192,11 +185,6 @@ class Repository:
                     buffer[done : done + len(part)] = part
                     done += len(part)
         return done
-
-    def expect(self, file: str, start: int, length: int) -> None:
-        """Let the system read ahead in the cache; nothing for what is transferred."""
-        if file in self._cached:
-            self._cached[file].expect(file, start, length)
 
     def close(self) -> None:
         """Close files of the cache."""

@@ -31,10 +31,6 @@ class _Inside:
         """Fill a buffer with the bytes from `start` on."""
         self._files.read_into(f"{self._folder}/{file}", start, buffer)
 
-    def expect(self, file: str, start: int, length: int) -> None:
-        """Hint that these bytes are read next."""
-        self._files.expect(f"{self._folder}/{file}", start, length)
-
     def close(self) -> None:
         """Leave the repository open: it is closed by itself."""
 

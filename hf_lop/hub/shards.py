@@ -75,12 +75,6 @@ class Shards:
             )
         self.files.read_into(place.file, place.start + start, view)
 
-    def expect(self, place: Place, start: int = 0, stop: int | None = None) -> None:
-        """Hint that these bytes of a tensor are read next."""
-        stop = place.end - place.start if stop is None else min(stop, place.end - place.start)
-        if start < stop:
-            self.files.expect(place.file, place.start + start, stop - start)
-
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Return rows `[start, stop)` of a tensor (all of it by default), in its dtype.
 

@@ -57,7 +57,7 @@ def write_pruned(
     }
     job = _digest(model, outputs, shards, [recovery, *(header.hex() for header, _ in files.values())])
     total = sum(len(header) + sum(output.num_bytes for output in inside) for header, inside in files.values())
-    cutter = Cutter(shards, [output for _, inside in files.values() for output in inside])
+    cutter = Cutter(shards)
     with Staging(out, job) as staging:
         check_room(staging.root, total - staging.resumed)
         staging.once("companions", lambda: model.save_pretrained(staging.folder, state_dict={}))
