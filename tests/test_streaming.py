@@ -162,10 +162,10 @@ def test_cutting_in_blocks_is_indexing(data):
     axis = data.draw(st.integers(0, len(shape) - 1))
     kept = torch.tensor(sorted(data.draw(st.sets(st.integers(0, shape[axis] - 1), min_size=1))))
     expected = tensor.index_select(axis, kept).to(other)
-    cutter = Cutter(_Memory({"x": tensor}), block=data.draw(st.integers(8, 64)))
-    output = Output("y", tuple(expected.shape), other, "x", axis, kept)
-    assert b"".join(map(bytes, cutter.parts(output))) == expected.view(-1).view(torch.uint8).numpy().tobytes()
-    whole = b"".join(map(bytes, cutter.parts(Output("y", tuple(shape), dtype, "x"))))
+    cut, copied = Output("y", tuple(expected.shape), other, "x", axis, kept), Output("z", tuple(shape), dtype, "x")
+    with Cutter(_Memory({"x": tensor}), [cut, copied], block=data.draw(st.integers(8, 64))) as cutter:
+        assert b"".join(map(bytes, cutter.parts(cut))) == expected.view(-1).view(torch.uint8).numpy().tobytes()
+        whole = b"".join(map(bytes, cutter.parts(copied)))
     assert whole == tensor.view(-1).view(torch.uint8).numpy().tobytes()
 
 

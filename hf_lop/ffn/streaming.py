@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import pairwise
+from typing import Any, Protocol, Self
 
 import torch
 from safetensors.torch import save
@@ -86,14 +87,28 @@ def layout(outputs: Sequence[Output], metadata: Mapping[str, str]) -> tuple[byte
 
 
 class Cutter:
-    """Makes the bytes of outputs, with buffers that it uses again and again; a thread reads ahead."""
+    """Makes the bytes of outputs, with buffers that it uses again and again.
 
-    def __init__(self, tensors: Tensors, block: int = BLOCK) -> None:
+    One thread reads ahead, and another recovers the next output projection: that takes the processor, all else the disk.
+    """
+
+    def __init__(self, tensors: Tensors, outputs: Sequence[Output], block: int = BLOCK) -> None:
+        """Prepare to make outputs, in this order; the first ones can be left out."""
         self.tensors, self.block = tensors, block
-        self._reader = ThreadPoolExecutor(1)
+        self._reader, self._fitter = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         empty = torch.empty(0, dtype=torch.uint8)
         # One part is written while the next is made, and others are read.
         self._buffers = {"read": [empty] * (AHEAD + 2), "cut": [empty] * 2}
+        fitted = [output for output in outputs if output.fit is not None]
+        self._following = {before.name: after for before, after in pairwise(fitted)}
+        self._fits: dict[str, Future[torch.Tensor]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pool in (self._reader, self._fitter):
+            pool.shutdown(cancel_futures=True)
 
     def _buffer(self, use: str, size: int) -> torch.Tensor:
         """Return the buffer `[size] uint8` of this use that was not used for longest."""
@@ -106,25 +121,40 @@ class Cutter:
     def parts(self, output: Output) -> Iterator[memoryview]:
         """Yield the bytes of an output; a part stays as it is until the one after the next is asked for."""
         place = self.tensors.places[output.source]
-        dtype = self.tensors.rows(output.source, 0, 0).dtype if place.shape else output.dtype
-        if not place.shape:
+        if output.fit is not None:
+            yield _bytes(self._fitted(output))
+        elif not place.shape:
             yield _bytes(self.tensors.rows(output.source).to(output.dtype))
-        elif output.fit is not None and output.axis == 0:
-            weight = self.tensors.rows(output.source).to(output.dtype).T
-            yield _bytes(fit_rows(output.fit(), weight).T.contiguous())
-        elif output.fit is not None:
-            fit = output.fit()
-            for _, part in self._read(output, dtype, ROWS):
-                yield _bytes(fit(part.to(output.dtype)))
         elif place.end > place.start:
-            row = (place.end - place.start) // place.shape[0]
-            for start, part in self._read(output, dtype, max(1, self.block // row)):
+            for start, part in self._read(output):
                 yield _bytes(self._cut(output, start, part).to(output.dtype))
 
-    def _read(self, output: Output, dtype: torch.dtype, step: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """Yield the tensor by `step` rows, each time with the index of the first; none without a row that is kept."""
+    def _fitted(self, output: Output) -> torch.Tensor:
+        """Return an output projection, which was recovered meanwhile, and begin with the next one."""
+        pending = self._fits.pop(output.name, None)
+        found = (self._fitter.submit(self._fit, output) if pending is None else pending).result()
+        following = self._following.get(output.name)
+        if following is not None:
+            self._fits[following.name] = self._fitter.submit(self._fit, following)
+        return found
+
+    def _fit(self, output: Output) -> torch.Tensor:
+        assert output.fit is not None
+        fit, rows = output.fit(), self.tensors.places[output.source].shape[0]
+        if output.axis == 0:
+            return fit_rows(fit, self.tensors.rows(output.source).to(output.dtype).T).T.contiguous()
+        fitted = torch.empty(output.shape, dtype=output.dtype)
+        for start in range(0, rows, ROWS):
+            part = self.tensors.rows(output.source, start, min(start + ROWS, rows))
+            fitted[start : start + ROWS] = fit(part.to(output.dtype))
+        return fitted
+
+    def _read(self, output: Output) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield some rows at a time, with the index of the first; not those of which none is kept."""
         place = self.tensors.places[output.source]
+        dtype = self.tensors.rows(output.source, 0, 0).dtype
         rows, row = place.shape[0], (place.end - place.start) // place.shape[0]
+        step = max(1, self.block // row)
 
         def read(start: int, stop: int) -> torch.Tensor:
             raw = self._buffer("read", (stop - start) * row)
@@ -138,10 +168,10 @@ class Cutter:
                 continue
             waiting.append((start, self._reader.submit(read, start, stop)))
             if len(waiting) > AHEAD:
-                start, part = waiting.popleft()
-                yield start, part.result()
-        for start, part in waiting:
-            yield start, part.result()
+                first, part = waiting.popleft()
+                yield first, part.result()
+        for first, part in waiting:
+            yield first, part.result()
 
     def _cut(self, output: Output, start: int, part: torch.Tensor) -> torch.Tensor:
         """Return what stays of the rows from `start` on."""

@@ -55,8 +55,9 @@ class Folder:
             ahead (`bool`): whether the system may read ahead; not where parts of files are left out.
         """
         self.path, self.name, self.ahead = Path(path), str(path), ahead
-        self._lock = threading.Lock()  # a place in a file is moved to, then read from
-        self._open: tuple[str, BinaryIO] | None = None  # the last file: tensors are mostly read one behind the other
+        # Each thread has its last file open, and its place in it: it mostly reads one tensor behind the other.
+        self._own = threading.local()
+        self._open: set[BinaryIO] = set()
 
     def size(self, file: str) -> int | None:
         """Return the bytes of a file, or None if there is none."""
@@ -73,32 +74,35 @@ class Folder:
 
     def read_into(self, file: str, start: int, buffer: memoryview) -> None:
         """Fill a buffer; see `Files`. Pages are not mapped, so that they do not count as this process's memory."""
-        with self._lock:
-            stream = self._opened(file)
-            stream.seek(start)
-            done = 0
-            while done < len(buffer):
-                count = stream.readinto(buffer[done:])  # type: ignore[attr-defined]
-                if not count:
-                    raise CheckpointMismatchError(
-                        f"{file} in {self.name} ends at byte {start + done:,} while it is read. Do not change it meanwhile."
-                    )
-                done += count
+        stream = self._opened(file)
+        stream.seek(start)
+        done = 0
+        while done < len(buffer):
+            count = stream.readinto(buffer[done:])  # type: ignore[attr-defined]
+            if not count:
+                raise CheckpointMismatchError(
+                    f"{file} in {self.name} ends at byte {start + done:,} while it is read. Do not change it meanwhile."
+                )
+            done += count
 
     def _opened(self, file: str) -> BinaryIO:
-        if self._open is None or self._open[0] != file:
-            self.close()
-            self._open = file, open(self.path / file, "rb", buffering=0)  # noqa: SIM115
+        name, stream = getattr(self._own, "last", ("", None))
+        if stream is None or stream.closed or name != file:
+            if stream is not None:
+                stream.close()
+                self._open.discard(stream)
+            stream = open(self.path / file, "rb", buffering=0)  # noqa: SIM115
+            self._open.add(stream)
+            self._own.last = file, stream
             if hasattr(os, "posix_fadvise"):
                 advice = os.POSIX_FADV_SEQUENTIAL if self.ahead else os.POSIX_FADV_RANDOM
-                os.posix_fadvise(self._open[1].fileno(), 0, 0, advice)
-        return self._open[1]
+                os.posix_fadvise(stream.fileno(), 0, 0, advice)
+        return stream
 
     def close(self) -> None:
-        """Close the file that is open."""
-        if self._open is not None:
-            self._open[1].close()
-            self._open = None
+        """Close the files that are open; no thread may read meanwhile."""
+        while self._open:
+            self._open.pop().close()
 
 
 class Repository:

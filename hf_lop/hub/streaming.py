@@ -57,8 +57,8 @@ def write_pruned(
     }
     job = _digest(model, outputs, shards, [recovery, *(header.hex() for header, _ in files.values())])
     total = sum(len(header) + sum(output.num_bytes for output in inside) for header, inside in files.values())
-    cutter = Cutter(shards)
-    with Staging(out, job) as staging:
+    ordered = [output for _, inside in files.values() for output in inside]
+    with Staging(out, job) as staging, Cutter(shards, ordered) as cutter:
         check_room(staging.root, total - staging.resumed)
         staging.once("companions", lambda: model.save_pretrained(staging.folder, state_dict={}))
         with tqdm(desc="streaming", total=total, unit="B", unit_scale=True) as bar:
