@@ -237,26 +237,6 @@ def test_a_changed_input_starts_anew(fake, base, tmp_path, monkeypatch):
     assert differences(tmp_path / "memory" / "out", tmp_path / "out") == []
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b'{"step": "job"', b"\xff\n", b"[]\n"])
-def test_a_damaged_journal_starts_anew(tmp_path, damage):
-    with Staging(tmp_path / "out", "a") as staging:
-        staging.write("x", [(b"abc", 3)])
-    (tmp_path / ".out.partial" / "journal.jsonl").write_bytes(damage)
-    with Staging(tmp_path / "out", "a") as staging:
-        staging.write("x", [(b"xyz", 3)])
-        staging.finish()
-    assert contents(tmp_path / "out") == {"x": b"xyz"}
-
-
-def test_only_one_process_writes(tmp_path):
-    code = "import sys; from pathlib import Path; from hf_lop.hub.staging import Staging; Staging(Path(sys.argv[1]), 'a').__enter__()"
-    with Staging(tmp_path / "out", "a"):
-        other = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True, check=False
-        )
-    assert "InvalidInputError: Another process is writing" in other.stderr
-
-
 KILLED = """
 import hf_lop.hub.staging as staging
 staging.LOT = 1

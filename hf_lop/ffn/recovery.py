@@ -104,7 +104,8 @@ def recover_sketch(
 
         W'_K = W_K + W_P B_P^T (I + B_K E_K^-1 B_K^T)^-1 B_K E_K^-1
 
-    which needs the solution of r equations only, so a layer takes 4 (n + k) (d + r) r operations. In float64.
+    which needs the solution of r equations only, so a layer takes 2 n d r + 4 k r^2 operations. In float64, but for products with
+    a W of 16 bits: those are in float32.
 
     Args:
         model (`nn.Module`): the dense model; only read.

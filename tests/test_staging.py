@@ -1,0 +1,81 @@
+"""A folder that appears whole or not at all, and the journal by which a later run goes on."""
+
+import subprocess
+import sys
+
+import pytest
+
+from hf_lop.hub import staging as module
+from hf_lop.hub.staging import Staging
+from tests.test_streaming import contents
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"step": "job"', b"\xff\n", b"[]\n"])
+def test_a_damaged_journal_starts_anew(tmp_path, damage):
+    with Staging(tmp_path / "out", "a") as staging:
+        staging.write("x", [(b"abc", 3)])
+    (tmp_path / ".out.partial" / "journal.jsonl").write_bytes(damage)
+    with Staging(tmp_path / "out", "a") as staging:
+        staging.write("x", [(b"xyz", 3)])
+        staging.finish()
+    assert contents(tmp_path / "out") == {"x": b"xyz"}
+
+
+def test_only_one_process_writes(tmp_path):
+    code = "import sys; from pathlib import Path; from hf_lop.hub.staging import Staging; Staging(Path(sys.argv[1]), 'a').__enter__()"
+    with Staging(tmp_path / "out", "a"):
+        other = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True, check=False
+        )
+    assert "InvalidInputError: Another process is writing" in other.stderr
+
+
+def killed_while_writing(out):
+    """Begin with two tensors of a file, and stop in the third."""
+
+    def fails():
+        yield b"e"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Staging(out, "a") as staging:
+        staging.write("x", [(b"ab", 2), (b"cd", 2), (fails, 2)])
+
+
+def finished(out):
+    """Go on with other bytes, so that the result shows what was written when."""
+    with Staging(out, "a") as staging:
+        done = staging.resumed
+        staging.write("x", [(b"AB", 2), (b"CD", 2), (b"EF", 2)])
+        staging.finish()
+    return done, (out / "x").read_bytes()
+
+
+def test_a_later_run_goes_on_behind_the_last_note(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LOT", 1)
+    killed_while_writing(tmp_path / "out")
+    assert finished(tmp_path / "out") == (4, b"abcdEF")
+
+
+def test_what_was_only_with_the_system_is_written_again_after_it_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LOT", 1)
+    monkeypatch.setattr(module, "BOOT", "yesterday")
+    killed_while_writing(tmp_path / "out")
+    monkeypatch.setattr(module, "BOOT", "today")
+    assert finished(tmp_path / "out") == (0, b"ABCDEF")
+
+
+def test_without_a_name_for_the_boot_every_lot_is_made_safe(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LOT", 1)
+    monkeypatch.setattr(module, "BOOT", "")
+    killed_while_writing(tmp_path / "out")
+    assert b"boot" not in (tmp_path / ".out.partial" / "journal.jsonl").read_bytes()
+    assert finished(tmp_path / "out") == (4, b"abcdEF")
+
+
+def test_notes_behind_a_line_that_was_cut_off_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LOT", 1)
+    killed_while_writing(tmp_path / "out")
+    journal = tmp_path / ".out.partial" / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-4])  # the note of the second tensor
+    killed_while_writing(tmp_path / "out")
+    assert finished(tmp_path / "out") == (4, b"abcdEF")
