@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Qwen2Config
 from typer.testing import CliRunner
 
@@ -246,6 +247,32 @@ def test_a_damaged_model_leaves_nothing(folder, tmp_path):
         with pytest.raises(CheckpointMismatchError):
             hf_lop.export(tmp_path / "model", to, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "generation_config.json"])
+def test_a_link_out_of_the_folder_is_not_exported(folder, tmp_path, file):
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model" / file).rename(tmp_path / "secret")
+    (tmp_path / "model" / file).symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointMismatchError, match=f"{file} of .* is a link"):
+        hf_lop.export(tmp_path / "model", "anymodel", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_other_names_are_exported_and_absent_ones_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    weights, index = tmp_path / "model/model.safetensors", tmp_path / "model/model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(load_file(weights), "own.safetensors")}))
+    weights.rename(tmp_path / "model/own.safetensors")
+    written = hf_lop.export(tmp_path / "model", "anymodel", tmp_path / "out")
+    assert {"own.safetensors", "model.safetensors.index.json"} <= set(written.files)
+    (tmp_path / "model/own.safetensors").unlink()
+    with pytest.raises(CheckpointMismatchError, match=r"own\.safetensors of .* is missing"):
+        hf_lop.export(tmp_path / "model", "anymodel", tmp_path / "none")
+    index.unlink()
+    with pytest.raises(InvalidInputError, match="has neither"):
+        hf_lop.export(tmp_path / "model", "anymodel", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 # -- Command and Hub ---------------------------------------------------------------------------------------------------
