@@ -320,7 +320,18 @@ def test_card_loads_the_class_that_was_saved():
     assert card.data.pipeline_tag is None
 
 
-@pytest.mark.parametrize("card", [b"---\nfoo: [\n---\n", b"---\n- a\n---\n", b"# no metadata\n", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "card",
+    [
+        b"---\nfoo: [\n---\n",
+        b"---\n- a\n---\n",
+        b"# no metadata\n",
+        b"\xff\xfe",
+        b"---\ntags: 5\n---\n",
+        b"---\non: 1\n---\n",
+        b"---\na: " + b"[" * 3000 + b"\n---\n",
+    ],
+)
 def test_a_broken_card_of_the_base_model_is_passed_over(tmp_path, card):
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "README.md").write_bytes(card)

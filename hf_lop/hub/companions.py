@@ -98,6 +98,6 @@ def base_metadata(repo_id: str, revision: str | None) -> dict[str, Any]:
 def _metadata(card: str | Path) -> dict[str, Any]:
     try:
         metadata: dict[str, Any] = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
         return {}  # no card, or one that the Hub cannot read either
     return metadata
