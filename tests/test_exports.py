@@ -291,6 +291,14 @@ def test_command(folder, tmp_path):
     assert "does not save" in text
 
 
+def test_into_the_current_folder(folder, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    hf_lop.export(folder, "anymodel", ".")
+    assert "per_layer_config" in config_of(tmp_path / "here")
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
 def test_cards(folder, tmp_path):
     for to in FORMATS:
         if to == "gguf":

@@ -27,6 +27,7 @@ from hf_lop.hub.gguf_file import check_config, write_gguf
 from hf_lop.hub.loading import auto_class, load_model, read_config
 from hf_lop.hub.pushing import WEIGHTS, open_repository
 from hf_lop.hub.shards import Shards
+from hf_lop.hub.staging import check_new
 from hf_lop.hub.uniform import make_uniform
 from hf_lop.modeling_lop import DENSE_WIDTH, OUTPUT_BIAS, find_ffns, layer_widths
 
@@ -105,11 +106,10 @@ def export(
         MissingDependencyError: if "gguf" is asked for without the package.
         CheckpointMismatchError: if the checkpoint is damaged.
     """
-    out = Path(out)
+    out = Path(out).resolve()  # "." has no name
     if to not in FORMATS:
         raise InvalidInputError(f"There is no format {to!r}; choose one of {', '.join(FORMATS)}.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InvalidInputError(f"{out} exists and is not empty. Choose a new folder, or remove it first.")
+    check_new(out)
     config = read_config(model, token=token)
     widths, dense = _pruned_widths(str(model), config, to)
     if to == "gguf":
@@ -129,7 +129,7 @@ def export(
         )
     with _whole(out) as folder:
         base_data = _write(str(model), type(config), to, folder, widths, max(dense), token)
-        name = repo_id or f"./{out.resolve().name}"
+        name = repo_id or f"./{out.name}"
         card = export_card(
             to,
             name=name,
