@@ -17,7 +17,7 @@ from hf_lop import demo
 from hf_lop.cli import app
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError, UnsupportedModelError
 from hf_lop.hub.config_exports import REWRITES, per_layer_config
-from hf_lop.hub.export_card import FORMATS
+from hf_lop.hub.export_card import FORMATS, export_card
 from hf_lop.hub.uniform import widen
 from hf_lop.modeling_lop import add_output_biases, find_ffns, layer_widths, mark_output_biases
 from tests.hub_server import run_python, serve
@@ -310,6 +310,23 @@ def test_cards(folder, tmp_path):
         assert str(tmp_path) not in card
         for word in ("NAME", "AUTO ", "AUTO.", "FILE", "REVISION", "PLAIN"):
             assert word not in card, (to, word)
+
+
+@pytest.mark.parametrize(
+    ("to", "line"),
+    [
+        ("uniform", 'AutoModel.from_pretrained("me/RENAMED AUTO", revision="a b")'),
+        ("anymodel", "vllm serve 'me/RENAMED AUTO' --revision 'a b'"),
+        ("gguf", "llama-server --model 'PLAIN x.gguf'"),
+    ],
+)
+def test_code_of_odd_names(to, line):
+    counts = dict.fromkeys(("dense", "pruned", "exported"), 1)
+    facts = {"source": None, "made": {}, "auto_class": "AutoModel", "base_data": {}}
+    card = export_card(
+        to, name="me/RENAMED AUTO", file="PLAIN x.gguf", revision="a b", parameters=counts, neurons=counts, **facts
+    )
+    assert line in str(card)
 
 
 HUB = """
