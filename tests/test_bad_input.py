@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 from typer.testing import CliRunner
 
 from hf_lop import inspect_model
@@ -94,6 +94,15 @@ def test_things_that_are_no_model(pruner, tmp_path):
     pruner.save_pretrained(tmp_path / "pruner")
     with pytest.raises(UnsupportedModelError, match="is a pruner"):
         inspect_model(tmp_path / "pruner")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_depth_out_of_reach_is_refused_before_a_config_is_built(tmp_path, nested):
+    part = {"model_type": "qwen2", "num_hidden_layers": 10**9}
+    config = {"model_type": "qwen2_5_vl", "text_config": part} if nested else part
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointMismatchError, match="1,000,000,000 layers"):
+        PreTrainedConfig.get_config_dict(tmp_path)
 
 
 def test_widths_that_are_not_those_of_the_weights(pruner, dense, tmp_path):
