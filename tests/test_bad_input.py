@@ -121,6 +121,26 @@ def test_widths_that_are_not_those_of_the_weights(pruner, dense, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("widths", widths) for widths in ([], ["a"], 7, None, [1.5], [0], [48] * 5000)),
+        ("dtype", "zzz"),
+        ("dtype", "int8"),
+    ],
+)
+def test_a_damaged_description_of_the_base_model(pruner, tmp_path, key, value):
+    pruner.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    if key == "widths":
+        config["base_size"]["widths"] = value
+    else:
+        config["base_dtype"] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointMismatchError, match=f"base_.*{key} is"):
+        LOPPruner.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
     "row",
     [{"ratio": "x", "ratios": [0.5] * 4}, {"ratio": float("nan"), "ratios": [0.5] * 4}, {"ratio": 0.5, "ratios": 0.5}]
     + [{"ratio": 0.5, "ratios": ratios} for ratios in ([2] * 4, ["a"] * 4, [0.5] * 3)],
