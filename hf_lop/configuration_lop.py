@@ -4,12 +4,14 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from huggingface_hub import dataclasses as hub_dataclasses
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from hf_lop.allocation.additive import additive_damage
 from hf_lop.errors import CheckpointMismatchError
 from hf_lop.ffn.size import ModelSize
+from hf_lop.modeling_lop import DEEPEST, WIDEST
 
 
 @hub_dataclasses.strict
@@ -69,11 +71,25 @@ class LOPConfig(PreTrainedConfig):
             values: dict[str, Any] = {
                 key: tuple(v) if isinstance(v, list) else v for key, v in (self.base_size or {}).items()
             }
-            return ModelSize(**values)
-        except TypeError as error:
+            size = ModelSize(**values)
+        except (TypeError, AttributeError) as error:
             raise CheckpointMismatchError(
                 f"This LOPConfig does not describe a base model ({error}). Load it from a pruner repository."
             ) from error
+        widths: Any = size.widths
+        listed = isinstance(widths, tuple) and 1 <= len(widths) <= DEEPEST
+        if not listed or not all(type(width) is int and 1 <= width <= WIDEST for width in widths):
+            raise CheckpointMismatchError(
+                f"base_size.widths is {str(widths)[:100]}; it must be a list of 1 to {DEEPEST} integers from 1 to {WIDEST}. "
+                "Take the pruner from its repository again."
+            )
+        dtype = getattr(torch, self.base_dtype, None)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise CheckpointMismatchError(
+                f"base_dtype is {self.base_dtype!r}, which is no floating-point dtype of torch. Take the pruner from its "
+                "repository again."
+            )
+        return size
 
     def table_of(self, search: str) -> list[dict[str, Any]] | None:
         """Return the rows that a search found ("additive", "mcts" or "cmaes"), or None if the pruner has none of it."""

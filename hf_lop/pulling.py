@@ -36,6 +36,7 @@ from hf_lop.hub.prefixes import Fits, open_transposed, read_size
 from hf_lop.hub.shards import Shards
 from hf_lop.hub.size_file import write_size
 from hf_lop.hub.skeleton import load_skeleton
+from hf_lop.hub.staging import check_new
 from hf_lop.hub.stored_ffns import stored_ffns
 from hf_lop.modeling_lop import set_widths, take_neurons
 from hf_lop.plan import Plan
@@ -133,7 +134,8 @@ def pull(name: str | Path, out: str | Path, *, budgets: Mapping[str, Any], **hub
     Raises:
         LOPError: as of [`load_size`].
     """
-    out = Path(out)
+    out = Path(out).resolve()  # "." has no name
+    check_new(out)
     source = _find(name, dict(budgets), hub)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as parent:
@@ -141,7 +143,7 @@ def pull(name: str | Path, out: str | Path, *, budgets: Mapping[str, Any], **hub
         model, _ = _assemble(source, folder)
         save_pruned_extras(model, folder)
         if out.is_dir():
-            out.rmdir()  # refuses a folder that holds something
+            out.rmdir()  # refuses what holds something by now
         _publish(folder, out)
     return {"pruning_config": model.config.pruning_config, "parameters": model.num_parameters()}
 

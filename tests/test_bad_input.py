@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 from typer.testing import CliRunner
 
 from hf_lop import inspect_model
@@ -96,6 +96,15 @@ def test_things_that_are_no_model(pruner, tmp_path):
         inspect_model(tmp_path / "pruner")
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_depth_out_of_reach_is_refused_before_a_config_is_built(tmp_path, nested):
+    part = {"model_type": "qwen2", "num_hidden_layers": 10**9}
+    config = {"model_type": "qwen2_5_vl", "text_config": part} if nested else part
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointMismatchError, match="1,000,000,000 layers"):
+        PreTrainedConfig.get_config_dict(tmp_path)
+
+
 def test_widths_that_are_not_those_of_the_weights(pruner, dense, tmp_path):
     pruner.prune(dense, 0.3).save_pretrained(tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -109,6 +118,26 @@ def test_widths_that_are_not_those_of_the_weights(pruner, dense, tmp_path):
     (tmp_path / "pruner" / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointMismatchError, match="mismatched"):
         LOPPruner.from_pretrained(tmp_path / "pruner")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("widths", widths) for widths in ([], ["a"], 7, None, [1.5], [0], [48] * 5000)),
+        ("dtype", "zzz"),
+        ("dtype", "int8"),
+    ],
+)
+def test_a_damaged_description_of_the_base_model(pruner, tmp_path, key, value):
+    pruner.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    if key == "widths":
+        config["base_size"]["widths"] = value
+    else:
+        config["base_dtype"] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointMismatchError, match=f"base_.*{key} is"):
+        LOPPruner.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,22 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from hf_lop import __version__
 from hf_lop.configuration_lop import LOPConfig
+from hf_lop.errors import InvalidInputError
 from hf_lop.hub.cards import MARKER, pruned_model_card, pruner_card
 from hf_lop.hub.checkpoint import auto_map, save_pruner_extras
 from hf_lop.hub.companions import base_metadata, copy_companions
 from hf_lop.hub.comparison_plots import plot_estimate
 from hf_lop.hub.plots import plot_plans, plot_widths
+from hf_lop.hub.pushing import open_repository
 from hf_lop.recoveries import RECOVERIES
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -235,6 +239,16 @@ def test_a_card_of_ones_own_is_kept(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "assets"]  # and no temporary file
 
 
+def test_a_hub_that_does_not_answer_is_not_one_without_a_card(monkeypatch):
+    def silent(*_, **__):
+        raise LocalEntryNotFoundError("timeout")
+
+    monkeypatch.setattr("hf_lop.hub.pushing.HfApi.create_repo", lambda *_, **__: SimpleNamespace(repo_id="me/x"))
+    monkeypatch.setattr("hf_lop.hub.pushing.HfApi.hf_hub_download", silent)
+    with pytest.raises(InvalidInputError, match="did not answer"):
+        open_repository("me/x", private=None, token=None, revision=None, create_pr=False)
+
+
 def test_companions_are_copied_by_name_and_never_over_a_file(tmp_path):
     source, destination = tmp_path / "base", tmp_path / "out"
     for path in (source / "tokenizer", destination):
@@ -306,7 +320,18 @@ def test_card_loads_the_class_that_was_saved():
     assert card.data.pipeline_tag is None
 
 
-@pytest.mark.parametrize("card", [b"---\nfoo: [\n---\n", b"---\n- a\n---\n", b"# no metadata\n", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "card",
+    [
+        b"---\nfoo: [\n---\n",
+        b"---\n- a\n---\n",
+        b"# no metadata\n",
+        b"\xff\xfe",
+        b"---\ntags: 5\n---\n",
+        b"---\non: 1\n---\n",
+        b"---\na: " + b"[" * 3000 + b"\n---\n",
+    ],
+)
 def test_a_broken_card_of_the_base_model_is_passed_over(tmp_path, card):
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "README.md").write_bytes(card)

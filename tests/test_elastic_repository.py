@@ -13,6 +13,7 @@ from hf_lop.errors import CheckpointMismatchError, InfeasibleBudgetError, Invali
 from hf_lop.hub import elastic as layout
 from hf_lop.hub.files import Folder
 from hf_lop.pruner import LOPPruner
+from hf_lop.pulling import pull
 from tests.conftest import CONFIGS, text_batches
 from tests.fake_pruner import fake_pruner
 from tests.tiny_models import CONFIGS as TINY
@@ -243,9 +244,10 @@ class TestSaving:
 
     def test_again_in_the_same_folder(self, built, folder):
         (folder / "elastic/model-00001-of-00002.safetensors").write_bytes(b"old")
+        (folder / "elastic/notes.txt").write_text("mine")
         pruner = random_pruner(built["gated"], seed=1)
         pruner.make_elastic(copy.deepcopy(built["gated"])).save_pretrained(folder)
-        assert [path.name for path in (folder / "elastic").iterdir()] == ["model.safetensors"]
+        assert sorted(path.name for path in (folder / "elastic").iterdir()) == ["model.safetensors", "notes.txt"]
         ordinary = pruner.prune(copy.deepcopy(built["gated"]), 0.5, recover=None)
         torch.testing.assert_close(logits(load(folder, lop_ratio=0.5)), logits(ordinary), rtol=1e-5, atol=1e-5)
 
@@ -307,6 +309,16 @@ class TestPairs:
         with pytest.raises(CheckpointMismatchError, match="model type"):
             random_pruner(built["fused"]).make_elastic(model)
         assert same_weights(model, built["gated"])
+
+
+def test_pull_into_the_current_folder_or_a_full_one(repositories, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    pull(repositories[0] / "gated", ".", budgets={"ratio": 0.5})
+    assert same_weights(load(tmp_path / "here"), load(repositories[0] / "gated", lop_ratio=0.5))
+    monkeypatch.setattr("hf_lop.pulling._find", lambda *_: pytest.fail("downloaded"))
+    with pytest.raises(InvalidInputError, match="not empty"):
+        pull(repositories[0] / "gated", tmp_path / "here", budgets={"ratio": 0.5})
 
 
 class TestMistakes:

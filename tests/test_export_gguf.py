@@ -12,11 +12,12 @@ import pytest
 pytest.importorskip("gguf", reason="the extra export is not installed")
 
 import torch
+from gguf import GGUFWriter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_lop import export
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError, UnsupportedModelError
-from hf_lop.hub.gguf_tokenizer import PRE_TOKENIZERS, pre_tokenizer_name
+from hf_lop.hub.gguf_tokenizer import PRE_TOKENIZERS, pre_tokenizer_name, write_tokenizer
 from hf_lop.modeling_lop import add_output_biases, find_ffns, mark_output_biases
 from tests.tiny_models import tiny_model
 from tests.tiny_pruned import PROSE, WIDTHS, prune_tiny, save, text_model, tokenizer
@@ -137,6 +138,17 @@ def test_other_dtypes_are_refused(tmp_path):
     save(prune_tiny(text_model("llama", torch.float64)), tmp_path / "model")
     with pytest.raises(UnsupportedModelError, match=r"torch\.float64"):
         export(tmp_path / "model", "gguf", tmp_path / "out")
+
+
+def test_several_chat_templates(tmp_path):
+    writer = GGUFWriter(tmp_path / "x.gguf", "deci")
+    write_tokenizer(writer, tokenizer(chat_template={"default": "a", "tool_use": "b"}), 320)
+    found = {key: field.value for key, field in writer.kv_data[0].items() if "chat_template" in key}
+    assert found == {
+        "tokenizer.chat_template": "a",
+        "tokenizer.chat_template.tool_use": "b",
+        "tokenizer.chat_templates": ["tool_use"],
+    }
 
 
 def test_a_vocabulary_larger_than_the_embedding(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Qwen2Config
 from typer.testing import CliRunner
 
@@ -16,7 +17,7 @@ from hf_lop import demo
 from hf_lop.cli import app
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError, UnsupportedModelError
 from hf_lop.hub.config_exports import REWRITES, per_layer_config
-from hf_lop.hub.export_card import FORMATS
+from hf_lop.hub.export_card import FORMATS, export_card
 from hf_lop.hub.uniform import widen
 from hf_lop.modeling_lop import add_output_biases, find_ffns, layer_widths, mark_output_biases
 from tests.hub_server import run_python, serve
@@ -248,6 +249,32 @@ def test_a_damaged_model_leaves_nothing(folder, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "generation_config.json"])
+def test_a_link_out_of_the_folder_is_not_exported(folder, tmp_path, file):
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model" / file).rename(tmp_path / "secret")
+    (tmp_path / "model" / file).symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointMismatchError, match=f"{file} of .* is a link"):
+        hf_lop.export(tmp_path / "model", "anymodel", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_other_names_are_exported_and_absent_ones_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    weights, index = tmp_path / "model/model.safetensors", tmp_path / "model/model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(load_file(weights), "own.safetensors")}))
+    weights.rename(tmp_path / "model/own.safetensors")
+    written = hf_lop.export(tmp_path / "model", "anymodel", tmp_path / "out")
+    assert {"own.safetensors", "model.safetensors.index.json"} <= set(written.files)
+    (tmp_path / "model/own.safetensors").unlink()
+    with pytest.raises(CheckpointMismatchError, match=r"own\.safetensors of .* is missing"):
+        hf_lop.export(tmp_path / "model", "anymodel", tmp_path / "none")
+    index.unlink()
+    with pytest.raises(InvalidInputError, match="has neither"):
+        hf_lop.export(tmp_path / "model", "anymodel", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 # -- Command and Hub ---------------------------------------------------------------------------------------------------
 
 
@@ -264,6 +291,14 @@ def test_command(folder, tmp_path):
     assert "does not save" in text
 
 
+def test_into_the_current_folder(folder, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    hf_lop.export(folder, "anymodel", ".")
+    assert "per_layer_config" in config_of(tmp_path / "here")
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
 def test_cards(folder, tmp_path):
     for to in FORMATS:
         if to == "gguf":
@@ -275,6 +310,23 @@ def test_cards(folder, tmp_path):
         assert str(tmp_path) not in card
         for word in ("NAME", "AUTO ", "AUTO.", "FILE", "REVISION", "PLAIN"):
             assert word not in card, (to, word)
+
+
+@pytest.mark.parametrize(
+    ("to", "line"),
+    [
+        ("uniform", 'AutoModel.from_pretrained("me/RENAMED AUTO", revision="a b")'),
+        ("anymodel", "vllm serve 'me/RENAMED AUTO' --revision 'a b'"),
+        ("gguf", "llama-server --model 'PLAIN x.gguf'"),
+    ],
+)
+def test_code_of_odd_names(to, line):
+    counts = dict.fromkeys(("dense", "pruned", "exported"), 1)
+    facts = {"source": None, "made": {}, "auto_class": "AutoModel", "base_data": {}}
+    card = export_card(
+        to, name="me/RENAMED AUTO", file="PLAIN x.gguf", revision="a b", parameters=counts, neurons=counts, **facts
+    )
+    assert line in str(card)
 
 
 HUB = """

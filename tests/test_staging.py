@@ -21,6 +21,19 @@ def test_a_damaged_journal_starts_anew(tmp_path, damage):
     assert contents(tmp_path / "out") == {"x": b"xyz"}
 
 
+def test_a_killed_step_leaves_no_file(tmp_path):
+    def killed():
+        (tmp_path / ".out.partial/out/.widths.png.x").touch()
+        raise KeyboardInterrupt
+
+    with Staging(tmp_path / "out", "a") as staging, pytest.raises(KeyboardInterrupt):
+        staging.once("companions", killed)
+    with Staging(tmp_path / "out", "a") as staging:
+        staging.write("x", [(b"abc", 3)])
+        staging.finish()
+    assert contents(tmp_path / "out") == {"x": b"abc"}
+
+
 def test_only_one_process_writes(tmp_path):
     code = "import sys; from pathlib import Path; from hf_lop.hub.staging import Staging; Staging(Path(sys.argv[1]), 'a').__enter__()"
     with Staging(tmp_path / "out", "a"):

@@ -345,6 +345,10 @@ def _config(**changes):
     return change
 
 
+def _generation_config(base):
+    (base / "generation_config.json").write_text("[]")
+
+
 HOSTILE = {
     "pickle": (_pickled, CheckpointMismatchError, "pickle"),
     "truncated": (_truncated, CheckpointMismatchError, "truncated"),
@@ -359,6 +363,16 @@ HOSTILE = {
     ),
     "large": (_config(padding="x" * 20_000_000), CheckpointMismatchError, "at most 20,000,000"),
     "typeless": (_config(num_hidden_layers="four"), CheckpointMismatchError, "damaged"),
+    "activation": (_config(hidden_act="nope"), CheckpointMismatchError, "no model can be built"),
+    "positions": (
+        _config(rope_parameters={"rope_type": "zzz", "rope_theta": 1e4}),
+        CheckpointMismatchError,
+        "no model can be built",
+    ),
+    "padding": (_config(pad_token_id=10**6), CheckpointMismatchError, "no model can be built"),
+    "no heads": (_config(num_attention_heads=0), CheckpointMismatchError, "damaged"),
+    "dtype": (_config(dtype="nope"), CheckpointMismatchError, "no model can be built|damaged"),
+    "generation config": (_generation_config, CheckpointMismatchError, "no model can be built"),
     "wide": (_config(hidden_size=10**15), CheckpointMismatchError, "weights are mismatched"),
     "pruned": (_config(intermediate_size=[48] * 4), UnsupportedModelError, "already pruned"),
     "quantised": (_config(quantization_config={"quant_method": "bitsandbytes"}), UnsupportedModelError, "quantised"),

@@ -149,7 +149,7 @@ def save_elastic_extras(
         plans,
         name=repo_id or f"./{directory.resolve().name}",
         auto_maps=auto_map(model.config.model_type, type(model.config).__name__),
-        extra_bytes=sum(file.stat().st_size for file in (directory / TRANSPOSED).iterdir()),
+        extra_bytes=sum(file.stat().st_size for name in WEIGHTS for file in (directory / TRANSPOSED).glob(name)),
         sketch=config.sketch_rows > 0,
         processor=processor,
         base_data=base_data,

@@ -47,6 +47,12 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
+def stays_inside(file: Path, folder: Path) -> bool:
+    """Whether a file is in a folder itself: what a link to elsewhere points to could be pushed with it."""
+    whole = folder.resolve()
+    return file.resolve().parent in (whole, whole.parent.parent / "blobs")  # the Hub's cache links to its blobs
+
+
 def copy_companions(source: str | Path, revision: str | None, destination: str | Path) -> dict[str, Any]:
     """Copy processor, tokenizer, chat template and license of a base model beside pruned weights.
 
@@ -72,12 +78,11 @@ def copy_companions(source: str | Path, revision: str | None, destination: str |
                 stacklevel=2,
             )
             return {}
-    inside = (folder.resolve(), folder.resolve().parent.parent / "blobs")  # the Hub's cache links to its blobs
     for file in sorted(folder.iterdir()):
         target = Path(destination) / file.name
         if not file.is_file() or not matches(file.name, patterns) or target.exists():
             continue
-        if file.resolve().parent in inside:  # a link to elsewhere could be pushed with what it points to
+        if stays_inside(file, folder):
             write_whole(target, file.read_bytes())
     return _metadata(folder / "README.md")
 
@@ -93,6 +98,6 @@ def base_metadata(repo_id: str, revision: str | None) -> dict[str, Any]:
 def _metadata(card: str | Path) -> dict[str, Any]:
     try:
         metadata: dict[str, Any] = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
         return {}  # no card, or one that the Hub cannot read either
     return metadata

@@ -14,7 +14,6 @@ Loaders look for weights beside config.json, not in folders, so that nobody take
 
 import json
 import math
-import shutil
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -27,9 +26,10 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hf_lop.ffn.discovery import find_ffns
 from hf_lop.ffn.fits import sketch_products
-from hf_lop.hub.companions import write_whole
+from hf_lop.hub.companions import matches, write_whole
 from hf_lop.hub.files import Folder
 from hf_lop.hub.loading import read_config
+from hf_lop.hub.pushing import WEIGHTS
 from hf_lop.hub.shards import Shards
 from hf_lop.hub.skeleton import load_skeleton
 from hf_lop.hub.stored_ffns import StoredFFN, stored_ffns
@@ -72,8 +72,10 @@ def save_transposed(directory: Path, directions: Callable[[int], torch.Tensor], 
         UnsupportedModelError: if the weights of the FFNs are not stored as the model has them.
     """
     target = directory / TRANSPOSED
-    shutil.rmtree(target, ignore_errors=True)  # what an earlier save left belongs to other weights
-    target.mkdir()
+    target.mkdir(exist_ok=True)
+    for path in target.iterdir():
+        if matches(path.name, WEIGHTS):  # what an earlier save left belongs to other weights
+            path.unlink()
     with Shards(Folder(directory)) as shards:
         skeleton = load_skeleton(directory, read_config(directory), shards)
         entries = stored_ffns(skeleton, find_ffns(skeleton.model))

@@ -1,6 +1,8 @@
 """What there is to say about each export format, and the card of an exported model."""
 
 import json
+import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +22,8 @@ class Format:
     Attributes:
         what (`str`): what it is, in half a sentence.
         language (`str`): of `code`.
-        code (`str`): how to load it; NAME, FILE, AUTO and REVISION stand for the Hub id or folder, the file, the Auto
-            class, and a `revision=` argument.
+        code (`str`): how to load it; NAME, PLAIN, FILE, AUTO and REVISION stand for the Hub id or folder in Python and in
+            a shell, the file, the Auto class, and a `revision=` argument.
         tested (`str`): which runtime has loaded it, and which has not.
         saves (`str`): what it keeps of the saving.
     """
@@ -103,9 +105,13 @@ def export_card(
     """
     facts = FORMATS[to]
     base = _repository(made.get("base_model"), made.get("base_revision"))
-    branch = f" --revision {revision}" if facts.language == "text" else f", revision={json.dumps(revision)}"
-    code = facts.code.replace("PLAIN", name).replace("NAME", json.dumps(name)).replace("AUTO", auto_class)
-    code = code.replace("FILE", file or "").replace("REVISION", branch if revision not in (None, "main") else "")
+    branch = ""
+    if revision is not None and revision != "main":
+        python, shell = f", revision={json.dumps(revision)}", f" --revision {shlex.quote(revision)}"
+        branch = python if facts.language == "python" else shell
+    values = {"PLAIN": shlex.quote(name), "NAME": json.dumps(name), "AUTO": auto_class, "REVISION": branch}
+    values["FILE"] = shlex.quote(file or "")
+    code = re.sub("|".join(values), lambda found: values[found[0]], facts.code)  # at once: names may hold placeholders
     data = ModelCardData(
         base_model=source or made.get("base_model"),
         library_name={"gguf": "gguf", "anymodel": "vllm"}.get(to, "transformers"),

@@ -13,17 +13,21 @@ import huggingface_hub
 import torch
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoTokenizer
+from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hf_lop import modeling_lop
 from hf_lop.configuration_lop import LOPConfig
-from hf_lop.errors import InvalidInputError, UnsupportedModelError
+from hf_lop.errors import CheckpointMismatchError, InvalidInputError, UnsupportedModelError
 from hf_lop.ffn.size import measure_size
-from hf_lop.hub.companions import PROCESSOR, TERMS, TOKENIZER, copy_companions, matches, write_whole
+from hf_lop.hub.companions import PROCESSOR, TERMS, TOKENIZER, copy_companions, matches, stays_inside, write_whole
 from hf_lop.hub.config_exports import REWRITES, check_field
 from hf_lop.hub.export_card import FORMATS, export_card
+from hf_lop.hub.files import Folder
 from hf_lop.hub.gguf_file import check_config, write_gguf
-from hf_lop.hub.loading import auto_class, check_safetensors, load_model, read_config
+from hf_lop.hub.loading import auto_class, load_model, read_config
 from hf_lop.hub.pushing import WEIGHTS, open_repository
+from hf_lop.hub.shards import Shards
+from hf_lop.hub.staging import check_new
 from hf_lop.hub.uniform import make_uniform
 from hf_lop.modeling_lop import DENSE_WIDTH, OUTPUT_BIAS, find_ffns, layer_widths
 
@@ -102,11 +106,10 @@ def export(
         MissingDependencyError: if "gguf" is asked for without the package.
         CheckpointMismatchError: if the checkpoint is damaged.
     """
-    out = Path(out)
+    out = Path(out).resolve()  # "." has no name
     if to not in FORMATS:
         raise InvalidInputError(f"There is no format {to!r}; choose one of {', '.join(FORMATS)}.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InvalidInputError(f"{out} exists and is not empty. Choose a new folder, or remove it first.")
+    check_new(out)
     config = read_config(model, token=token)
     widths, dense = _pruned_widths(str(model), config, to)
     if to == "gguf":
@@ -126,7 +129,7 @@ def export(
         )
     with _whole(out) as folder:
         base_data = _write(str(model), type(config), to, folder, widths, max(dense), token)
-        name = repo_id or f"./{out.resolve().name}"
+        name = repo_id or f"./{out.name}"
         card = export_card(
             to,
             name=name,
@@ -211,10 +214,7 @@ def _write(
     """Write all files but the card; return the metadata of the pruned model's card."""
     if to in REWRITES:
         source = _download(name, token)
-        check_safetensors(source)
-        for path in sorted(source.iterdir()):
-            if matches(path.name, (*WEIGHTS, "generation_config.json")):
-                shutil.copyfile(path, folder / path.name)
+        _copy_weights(source, folder)
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         modeling_lop.enable_for(config_class, config)  # reads sparse per_layer_config as a list
         config = REWRITES[to](config, widths, dense)
@@ -242,6 +242,28 @@ def _write(
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     _write_config(folder, config | ({"pruning_config": made} if made else {}), to, widths)
     return copy_companions(name, None, folder)
+
+
+def _copy_weights(source: Path, folder: Path) -> None:
+    """Copy the files that hold the weights, and the generation config.
+
+    Raises:
+        CheckpointMismatchError: if weights are damaged, or a link leads out of the folder.
+        InvalidInputError: if there are none.
+    """
+    with Shards(Folder(source)) as shards:
+        files = {place.file for place in shards.places.values()}
+    if SAFE_WEIGHTS_NAME not in files:
+        files.add(SAFE_WEIGHTS_INDEX_NAME)
+    if (source / GENERATION_CONFIG_NAME).is_file():
+        files.add(GENERATION_CONFIG_NAME)
+    for file in sorted(files):
+        if not stays_inside(source / file, source):
+            raise CheckpointMismatchError(
+                f"{file} of {source} is a link to elsewhere, or in a folder below, so it is not exported. "
+                "Put the file itself there."
+            )
+        shutil.copyfile(source / file, folder / file)
 
 
 def _tokenizer(name: str, token: str | bool | None) -> Any:

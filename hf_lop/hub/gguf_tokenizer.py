@@ -105,5 +105,7 @@ def write_tokenizer(writer: Any, tokenizer: Any, rows: int) -> None:
     writer.add_add_bos_token(add_bos)
     writer.add_add_eos_token(add_eos)
     writer.add_add_space_prefix(False)
-    if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.chat_template)
+    if template := tokenizer.chat_template:
+        if isinstance(template, dict):
+            template = [{"name": name, "template": text} for name, text in template.items()]
+        writer.add_chat_template(template)

@@ -63,7 +63,7 @@ def read_config(name: str | Path, **hub: Any) -> PreTrainedConfig:
         raise
     except (OSError, ValueError) as error:  # ValueError: a config.json of no known model type
         raise InvalidInputError(f"{name} cannot be read as a model: {error} Pass a folder or a Hub id.") from error
-    except (StrictDataclassError, TypeError, AttributeError, RecursionError) as error:
+    except (StrictDataclassError, TypeError, AttributeError, RecursionError, KeyError, ArithmeticError) as error:
         raise CheckpointMismatchError(
             f"The config.json of {name} is damaged: {str(error)[:500]} Take it from the repository again."
         ) from error

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from hf_lop.errors import InvalidInputError
 from hf_lop.hub.cards import MARKER
 from hf_lop.hub.collections import add_to_collection
 from hf_lop.hub.companions import write_whole
@@ -20,7 +21,11 @@ STALE = [*WEIGHTS, *(f"elastic/{name}" for name in WEIGHTS)]
 def open_repository(
     repo_id: str, *, private: bool | None, token: str | bool | None, revision: str | None, create_pr: bool
 ) -> tuple[HfApi, str, str | None]:
-    """Create repository and branch where missing; return the client, the full id, and the card if it is the user's own."""
+    """Create repository and branch where missing; return the client, the full id, and the card if it is the user's own.
+
+    Raises:
+        InvalidInputError: if the Hub does not say whether there is a card.
+    """
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None and not revision.startswith("refs/pr") and not create_pr:
@@ -29,6 +34,10 @@ def open_repository(
         card = Path(api.hf_hub_download(repo_id, "README.md", revision=revision)).read_text(
             encoding="utf-8", errors="replace"
         )
+    except LocalEntryNotFoundError as error:  # also an EntryNotFoundError, but it is the Hub that was not reached
+        raise InvalidInputError(
+            f"The Hub did not answer whether {repo_id} has a README.md, so nothing was pushed. Try again."
+        ) from error
     except EntryNotFoundError:
         return api, repo_id, None
     if MARKER in card:

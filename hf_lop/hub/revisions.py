@@ -1,10 +1,13 @@
-"""Remembers the commit a config was read from: transformers resolves it while loading, and then forgets it."""
+"""Remembers the commit a config was read from: transformers resolves it while loading, and then forgets it.
+
+Configs that would take all memory or time are refused here, before transformers builds them.
+"""
 
 import functools
 import os
 from typing import Any
 
-from hf_lop.modeling_lop import CheckpointMismatchError
+from hf_lop.modeling_lop import CheckpointMismatchError, check_depth
 
 LARGEST_CONFIG = 20_000_000  # bytes; an order of magnitude above those of large vocabularies of labels
 
@@ -27,6 +30,9 @@ def install() -> None:
     def _dict_from_json_file(cls: Any, json_file: Any) -> dict[str, Any]:
         _check_size(json_file)
         config_dict: dict[str, Any] = read(cls, json_file)
+        for part in (config_dict, *config_dict.values()) if isinstance(config_dict, dict) else ():
+            if isinstance(part, dict):
+                check_depth(part.get("num_hidden_layers"))  # some configs build a list of that length
         if commit := extract_commit_hash(str(json_file), None):
             config_dict["_commit_hash"] = commit
         return config_dict

@@ -16,9 +16,12 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.models.auto.auto_factory import _get_model_class
 
-from hf_lop.errors import CheckpointMismatchError, UnsupportedModelError
+from hf_lop.errors import CheckpointMismatchError, LOPError, UnsupportedModelError
 from hf_lop.hub.loading import auto_class, check_loaded
 from hf_lop.hub.shards import Shards
+
+# What transformers raises, among others, where a config holds what it did not expect.
+_ODD = (LookupError, ValueError, AssertionError, ArithmeticError, AttributeError, RuntimeError, TypeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +67,8 @@ def load_skeleton(name: str | Path, config: PreTrainedConfig, shards: Shards, **
     """
     _check_ordinary(str(name), config, shards)
     cls = _get_model_class(config, auto_class(config)._model_mapping)
-    stored = _empty(config, shards)
     try:
+        stored = _empty(config, shards)
         model, info = cls.from_pretrained(
             None,
             config=config,
@@ -75,16 +78,19 @@ def load_skeleton(name: str | Path, config: PreTrainedConfig, shards: Shards, **
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # check_loaded refuses them, and says why
         )
-    except (RuntimeError, TypeError, OverflowError) as error:
+        check_loaded(str(name), info)
+        model.name_or_path = model.config.name_or_path = str(name)
+        if model.can_generate() and hasattr(model, "adjust_generation_fn"):
+            options = {"cache_dir": None, "force_download": False, "proxies": None, "subfolder": "", "token": None}
+            options |= {"local_files_only": constants.HF_HUB_OFFLINE, "trust_remote_code": None, "revision": None}
+            model.adjust_generation_fn(None, True, None, str(name), **(options | hub))
+    except LOPError:
+        raise
+    except _ODD as error:
         raise CheckpointMismatchError(
-            f"{name}: no model can be built from its config ({str(error)[:300]}). Take it from the repository again."
+            f"{name}: no model can be built from its configs ({type(error).__name__}: {str(error)[:300]}). Take them from the "
+            "repository again."
         ) from error
-    check_loaded(str(name), info)
-    model.name_or_path = model.config.name_or_path = str(name)
-    if model.can_generate() and hasattr(model, "adjust_generation_fn"):
-        options = {"cache_dir": None, "force_download": False, "proxies": None, "subfolder": "", "token": None}
-        options |= {"local_files_only": constants.HF_HUB_OFFLINE, "trust_remote_code": None, "revision": None}
-        model.adjust_generation_fn(None, True, None, str(name), **(options | hub))
     skeleton = Skeleton(model.eval(), {_identity(tensor): own for own, tensor in stored.items()}, stored)
     _tie_equal(skeleton, shards)
     return skeleton

@@ -60,7 +60,7 @@ class Staging:
             ) from error
         try:
             self._noted = self._read()
-            if not self._noted:
+            if self._noted.keys() <= {"job"}:  # a step that was killed may have left files
                 shutil.rmtree(self.folder, ignore_errors=True)
                 self._journal.unlink(missing_ok=True)
                 self.folder.mkdir()

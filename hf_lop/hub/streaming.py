@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from hf_lop.ffn.streaming import Cutter, Output, layout
-from hf_lop.hub.companions import write_whole
 from hf_lop.hub.shards import Shards
 from hf_lop.hub.staging import Staging, check_new, check_room
 
@@ -68,7 +67,7 @@ def write_pruned(
             metadata = {"total_parameters": model.num_parameters(), **split.metadata}
             index = {"metadata": metadata, "weight_map": split.tensor_to_filename}
             text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-            staging.once("index", lambda: write_whole(staging.folder / SAFE_WEIGHTS_INDEX_NAME, text.encode()))
+            staging.write(SAFE_WEIGHTS_INDEX_NAME, [(text.encode(), len(text.encode()))])
         staging.finish()
 
 
