@@ -133,6 +133,7 @@ def test_command_line(tmp_path):
     elastic, half = tmp_path / "elastic", tmp_path / "half"
     made = run("make-elastic", demo.MODEL_DIR, "--pruner", demo.PRUNER_DIR, "--out", elastic)
     assert made["extra_bytes"] == sum(file.stat().st_size for file in (elastic / "elastic").iterdir())
+    assert (elastic / "assets" / "quality.png").is_file()
     pulled = run("pull", elastic, "--ratio", 0.5, "--out", half)
     assert pulled["pruning_config"]["recovery"] == "sketch"
     assert pulled["parameters"] == 553_824
