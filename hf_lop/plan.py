@@ -175,7 +175,10 @@ def plan_budget(
     try:
         widths = bisect_budget(widths_for, lambda w: float(cost(_ints(w))), number, lowest, neurons, step=block)
     except InfeasibleBudgetError as error:
-        raise InfeasibleBudgetError(f"{kind}: {error}") from error
+        counted = (
+            f" Counted at {size.num_bytes / size.parameters:.3g} bytes per parameter." if kind == "memory" else ""
+        )
+        raise InfeasibleBudgetError(f"{kind}: {error}{counted}") from error
     return Plan(_ints(widths), size, seconds(_ints(widths)) if seconds else None)
 
 

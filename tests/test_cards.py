@@ -17,6 +17,7 @@ from hf_lop.hub.cards import MARKER, pruned_model_card, pruner_card
 from hf_lop.hub.checkpoint import auto_map, save_pruner_extras
 from hf_lop.hub.companions import base_metadata, copy_companions
 from hf_lop.hub.comparison_plots import plot_estimate
+from hf_lop.hub.elastic_card import elastic_card
 from hf_lop.hub.plots import plot_plans, plot_widths
 from hf_lop.hub.pushing import open_repository
 from hf_lop.recoveries import RECOVERIES
@@ -161,6 +162,25 @@ def test_every_recovery_has_its_words(recovery):
     words |= {"sequential": "layer after layer by least squares", "fold": "as far as their mean", "bias": "got a bias"}
     assert [name for name, text in words.items() if text in card] == [recovery]
     assert f"(`{recovery}`)" in card
+
+
+def test_the_elastic_card_says_what_the_pruner_card_says():
+    mark = {"base_model": "org/base", "base_revision": LOP["base_revision"], "pruner": "org/lop-base"}
+    config = {"architectures": CONFIG["architectures"], "elastic_config": mark}
+    how = {"name": "me/elastic", "auto_maps": CONFIG["auto_map"], "extra_bytes": 680_000}
+    card = str(elastic_card(config, LOPConfig(**LOP), PLANS, **how))
+    golden = str(cards()["pruner"])
+    rows = [line for line in golden.splitlines() if line.startswith("| ")]
+    assert len(rows) > 15
+    assert set(rows) <= set(card.splitlines())
+    assert "assets/quality.png" in card
+    assert "per prediction, before recovery. It" in card
+    assert "elastic.materialize().save_pretrained(" in card
+    assert "680.00 kB, 17% of the dense weights" in card
+    without = str(elastic_card(config, LOPConfig(**LOP | {"probes": None}), PLANS, **how))
+    assert "stimated" not in without
+    assert "quality.png" not in without
+    assert "None" not in card + without
 
 
 def test_plots_of_quality(tmp_path):

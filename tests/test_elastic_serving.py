@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from hf_lop import LOPPruner, demo
-from hf_lop.cli import app
+from hf_lop.cli import app, main
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from tests.conftest import CONFIGS, text_batches
 from tests.fake_pruner import fake_pruner
@@ -133,6 +133,7 @@ def test_command_line(tmp_path):
     elastic, half = tmp_path / "elastic", tmp_path / "half"
     made = run("make-elastic", demo.MODEL_DIR, "--pruner", demo.PRUNER_DIR, "--out", elastic)
     assert made["extra_bytes"] == sum(file.stat().st_size for file in (elastic / "elastic").iterdir())
+    assert (elastic / "assets" / "quality.png").is_file()
     pulled = run("pull", elastic, "--ratio", 0.5, "--out", half)
     assert pulled["pruning_config"]["recovery"] == "sketch"
     assert pulled["parameters"] == 553_824
@@ -144,3 +145,15 @@ def test_command_line(tmp_path):
     plain = run("pull", elastic, "--params", 560_000, "--recover", "none", "--out", tmp_path / "plain")
     assert plain["pruning_config"]["recovery"] is None
     assert plain["parameters"] <= 560_000
+
+
+@pytest.mark.parametrize("recover", ["lstsq", "fold", "no"])
+def test_the_command_line_names_the_recoveries_of_a_size(monkeypatch, capsys, tmp_path, recover):
+    words = ["hf-lop", "pull", "org/elastic", "--ratio", "0.5", "--recover", recover, "--out", str(tmp_path / "half")]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr().err
+    assert f"--recover is {recover!r}; choose sketch, none, auto" in said
+    assert "data=" not in said
+    assert not list(tmp_path.iterdir())

@@ -68,6 +68,10 @@ class TestPlan:
         with pytest.raises(InfeasibleBudgetError, match="smallest possible"):
             pruner.plan(**budget)
 
+    def test_too_little_memory_says_how_it_is_counted(self, pruner):
+        with pytest.raises(InfeasibleBudgetError, match="Counted at 4 bytes per parameter"):
+            pruner.plan(memory="1B")
+
     @pytest.mark.parametrize(
         "budget",
         [{"params": math.nan}, {"memory": "six"}, {"flops": -1}, {"latency": math.inf}, {"ratio": 0.1, "params": 1}],

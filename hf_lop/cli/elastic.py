@@ -23,6 +23,8 @@ from hf_lop.cli.options import (
     show,
 )
 
+RECOVERS = ("sketch", "none", "auto")  # of `pull`, which reads neither data nor weights that a size does not have
+
 
 def make_elastic(
     model: Annotated[str, typer.Argument(help="Hub id or folder of the dense model.")],
@@ -66,6 +68,12 @@ def pull(
     as_json: AsJson = False,
 ) -> None:
     """Get one size from an elastic repository as a pruned model; only what that weighs is read."""
+    if recover not in RECOVERS:
+        from hf_lop.errors import InvalidInputError
+
+        raise InvalidInputError(
+            f"--recover is {recover!r}; choose {', '.join(RECOVERS)}. Others need the whole model: see hf-lop prune."
+        )
     new_folder(out)
     from hf_lop.pulling import pull as pull_size
 

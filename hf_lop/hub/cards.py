@@ -205,27 +205,7 @@ def pruner_card(
     Returns:
         `ModelCard`: valid metadata and Markdown.
     """
-    size, base = config.size, config.base_model
-    estimates = {ratio: config.estimate(widths) for ratio, widths in plans.items()}
-    shown = all(estimate is not None for estimate in estimates.values()) and bool(estimates)
-    sizes = [["none", f"{size.parameters:,}", "", _memory(size.num_bytes), _flops(size.flops), *(["0"] * shown)]]
-    for ratio, widths in plans.items():
-        row = _size(size.widths, widths, size.parameters, size.parameters_at(widths), size.bytes_at(widths))
-        cells = [row["neurons_share"], row["parameters"], f"-{row['parameters_share']}", row["memory"]]
-        sizes.append([*cells, _flops(size.flops_at(widths)), *([f"{estimates[ratio]:.2g}"] if shown else [])])
-    loss = config.predictor_loss
-    provenance = {
-        "base model": _repository(base, config.base_revision) or "on no Hub repository",
-        "model type": f"`{config.base_model_type}`",
-        "FFNs": f"{len(size.widths)} layers, {sum(size.widths):,} neurons",
-        "criterion": f"`{config.criterion}`",
-        **dict(_calibration(config.calibration)),
-        "sketch for recovery": f"{config.sketch_rows} directions per layer" if config.sketch_rows else "none",
-        "predictor": f"`{config.predictor}`",
-        "trained target ratios": f"{config.min_ratio:.3g} to {config.max_ratio:.3g}",
-        "training pairs": len(config.search_table or ()),
-        "training error": "not recorded" if loss is None else f"{loss:.2e} mean squared error of a layer's ratio",
-    }
+    base = config.base_model
     dataset = str((config.calibration or {}).get("dataset"))
     card: ModelCard = ModelCard.from_template(
         _metadata(
@@ -248,14 +228,37 @@ def pruner_card(
         sketch=config.sketch_rows > 0,
         min_ratio=f"{config.min_ratio:.3g}",
         max_ratio=f"{config.max_ratio:.3g}",
-        sizes=sizes,
-        estimates=shown,
-        judged=_judged(config.calibration),
-        provenance=list(provenance.items()),
+        **_plans(config, plans),
         citation=CITATION,
         marker=MARKER,
     )
     return card
+
+
+def _plans(config: "LOPConfig", plans: Mapping[float, Sequence[int]]) -> dict[str, Any]:
+    """What a card says of the plans of a pruner: sizes, estimated quality where probes tell it, and provenance."""
+    size, loss = config.size, config.predictor_loss
+    estimates = {ratio: config.estimate(widths) for ratio, widths in plans.items()}
+    shown = all(estimate is not None for estimate in estimates.values()) and bool(estimates)
+    sizes = [["none", f"{size.parameters:,}", "", _memory(size.num_bytes), _flops(size.flops), *(["0"] * shown)]]
+    for ratio, widths in plans.items():
+        row = _size(size.widths, widths, size.parameters, size.parameters_at(widths), size.bytes_at(widths))
+        cells = [row["neurons_share"], row["parameters"], f"-{row['parameters_share']}", row["memory"]]
+        sizes.append([*cells, _flops(size.flops_at(widths)), *([f"{estimates[ratio]:.2g}"] if shown else [])])
+    provenance = {
+        "base model": _repository(config.base_model, config.base_revision) or "on no Hub repository",
+        "model type": f"`{config.base_model_type}`",
+        "FFNs": f"{len(size.widths)} layers, {sum(size.widths):,} neurons",
+        "criterion": f"`{config.criterion}`",
+        **dict(_calibration(config.calibration)),
+        "sketch for recovery": f"{config.sketch_rows} directions per layer" if config.sketch_rows else "none",
+        "predictor": f"`{config.predictor}`",
+        "trained target ratios": f"{config.min_ratio:.3g} to {config.max_ratio:.3g}",
+        "training pairs": len(config.search_table or ()),
+        "training error": "not recorded" if loss is None else f"{loss:.2e} mean squared error of a layer's ratio",
+    }
+    judged = _judged(config.calibration)
+    return {"sizes": sizes, "estimates": shown, "judged": judged, "provenance": list(provenance.items())}
 
 
 def _size(

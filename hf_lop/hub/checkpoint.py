@@ -145,18 +145,34 @@ def save_elastic_extras(
     plans = {ratio: cast(Any, pruner).plan(ratio).widths for ratio in shown}
     card = elastic_card(
         json.loads((directory / "config.json").read_text(encoding="utf-8")),
-        config.size,
+        config,
         plans,
         name=repo_id or f"./{directory.resolve().name}",
         auto_maps=auto_map(model.config.model_type, type(model.config).__name__),
         extra_bytes=sum(file.stat().st_size for name in WEIGHTS for file in (directory / TRANSPOSED).glob(name)),
-        sketch=config.sketch_rows > 0,
         processor=processor,
         base_data=base_data,
         tags=[*(model.model_tags or ()), *tags],
     )
     _write_card(directory, card)
+    _write_plots(directory, config, plans, lambda ratio: cast(Any, pruner).plan(ratio).widths)
+
+
+def _write_plots(
+    directory: Path,
+    config: "LOPConfig",
+    plans: Mapping[float, Sequence[int]],
+    plan: Callable[[float], Sequence[int]],
+) -> None:
+    """Draw the plans that a card shows and, where there are probes, the estimated quality of all sizes."""
     _write_figure(directory / "assets" / "plans.png", plot_plans(plans, config.size.widths))
+    if config.probes:
+        curve = {
+            ratio: config.estimate(plan(ratio)) or 0.0 for ratio in [config.max_ratio * i / 12 for i in range(13)]
+        }
+        found = {row["ratio"]: row["reward"] for row in config.search_table or () if "reward" in row}
+        figure = plot_estimate(curve, found, (config.calibration or {}).get("reward"))
+        _write_figure(directory / "assets" / "quality.png", figure)
 
 
 def save_pruner_extras(
@@ -178,13 +194,7 @@ def save_pruner_extras(
     """
     directory, low, high = Path(directory), config.min_ratio, config.max_ratio
     plans = {ratio: plan(ratio) for ratio in [r for r in SHOWN if low <= r <= high] or [high]}
-    _write_figure(directory / "assets" / "plans.png", plot_plans(plans, config.size.widths))
-    quality = directory / "assets" / "quality.png"
-    if config.probes:
-        grid = [high * step / 12 for step in range(13)]
-        curve = {ratio: config.estimate(plan(ratio)) or 0.0 for ratio in grid}
-        found = {row["ratio"]: row["reward"] for row in config.search_table or () if "reward" in row}
-        _write_figure(quality, plot_estimate(curve, found, (config.calibration or {}).get("reward")))
+    _write_plots(directory, config, plans, plan)
     card = pruner_card(
         config,
         plans,

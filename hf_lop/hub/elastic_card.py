@@ -3,23 +3,24 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard
 
-from hf_lop.ffn.size import ModelSize
-from hf_lop.hub.cards import CITATION, MARKER, PIPELINES, _memory, _metadata, _repository, _size, _template
+from hf_lop.hub.cards import CITATION, MARKER, PIPELINES, _memory, _metadata, _plans, _repository, _template
+
+if TYPE_CHECKING:
+    from hf_lop.configuration_lop import LOPConfig
 
 
 def elastic_card(
     config: Mapping[str, Any],
-    size: ModelSize,
+    pruner: "LOPConfig",
     plans: Mapping[float, Sequence[int]],
     *,
     name: str,
     auto_maps: Mapping[str, str],
     extra_bytes: int,
-    sketch: bool,
     processor: str | None = None,
     base_data: Mapping[str, Any] | None = None,
     tags: Iterable[str] = (),
@@ -28,12 +29,11 @@ def elastic_card(
 
     Args:
         config (`Mapping`): its config.json, with `elastic_config`.
-        size (`ModelSize`): of the dense model.
-        plans (`Mapping[float, Sequence[int]]`): widths `[L]` its pruner plans, by pruning ratio.
+        pruner (`LOPConfig`): config of its pruner.
+        plans (`Mapping[float, Sequence[int]]`): widths `[L]` this plans, by pruning ratio.
         name (`str`): what `from_pretrained` takes: the Hub id, or a folder as seen from its parent.
         auto_maps (`Mapping[str, str]`): which Auto classes load which class of the model.
         extra_bytes (`int`): of the files beyond a dense checkpoint's.
-        sketch (`bool`): whether the pruner has a sketch, so that loading recovers.
         processor (`str`, *optional*): "AutoProcessor" or "AutoTokenizer", where the repository has one.
         base_data (`Mapping`, *optional*): metadata of the base model's card; license and language are taken from it.
         tags (`Iterable[str]`): further tags of the card.
@@ -64,10 +64,9 @@ def elastic_card(
         processor_variable="processor" if processor == "AutoProcessor" else "tokenizer",
         base=f"This is {base}" if base else "This is a model that is on no Hub repository",
         pruner=_repository(made.get("pruner"), made.get("pruner_revision")),
-        extra=f"{_memory(extra_bytes)}, {extra_bytes / size.num_bytes:.0%} of the dense weights",
-        dense=_size(size.widths, size.widths, size.parameters, size.parameters, size.num_bytes),
-        rows=[_size(size.widths, w, size.parameters, size.parameters_at(w), size.bytes_at(w)) for w in plans.values()],
-        sketch=sketch,
+        extra=f"{_memory(extra_bytes)}, {extra_bytes / pruner.size.num_bytes:.0%} of the dense weights",
+        sketch=pruner.sketch_rows > 0,
+        **_plans(pruner, plans),
         citation=CITATION,
         marker=MARKER,
     )

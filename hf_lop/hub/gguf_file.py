@@ -12,7 +12,7 @@ from hf_lop.errors import MissingDependencyError, UnsupportedModelError
 from hf_lop.hub.gguf_tokenizer import pre_tokenizer_name, write_tokenizer
 
 FAMILIES = ("llama", "mistral", "qwen2")
-WAY_OUT = "Export it as uniform, which llama.cpp's own converter reads like any dense model."
+WAY_OUT = "Export it as uniform, which llama.cpp's own converter should read like any dense model (not tried)."
 ROPES = ("default", "linear", "llama3")  # fixed frequencies without an attention factor
 
 

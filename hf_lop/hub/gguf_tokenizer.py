@@ -41,7 +41,7 @@ def pre_tokenizer_name(tokenizer: Any) -> str:
         UnsupportedModelError: if llama.cpp, as far as hf_lop knows it, has no like one.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    way_out = "Write the GGUF file with llama.cpp's own converter from `--to uniform`."
+    way_out = "Write the GGUF file with llama.cpp's own converter from `--to uniform` (not tried)."
     if backend is None:
         raise UnsupportedModelError(
             f"{type(tokenizer).__name__} is no tokenizer of the tokenizers library, so its rules cannot be read. {way_out}"
