@@ -371,7 +371,6 @@ HOSTILE = {
     ),
     "padding": (_config(pad_token_id=10**6), CheckpointMismatchError, "no model can be built"),
     "no heads": (_config(num_attention_heads=0), CheckpointMismatchError, "damaged"),
-    "dtype": (_config(dtype="nope"), CheckpointMismatchError, "no model can be built|damaged"),
     "generation config": (_generation_config, CheckpointMismatchError, "no model can be built"),
     "wide": (_config(hidden_size=10**15), CheckpointMismatchError, "weights are mismatched"),
     "pruned": (_config(intermediate_size=[48] * 4), UnsupportedModelError, "already pruned"),
