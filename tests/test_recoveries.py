@@ -143,7 +143,8 @@ def test_the_bias_loads_without_hf_lop(name, tmp_path, monkeypatch):
     command = [sys.executable, "-c", REMOTE, str(tmp_path / "model"), auto, str(tmp_path / "batch.pt")]
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr
-    assert torch.equal(torch.load(tmp_path / "batch.pt"), logits)
+    # Another process may have its tensors at other addresses, and on some processors other last digits by that.
+    torch.testing.assert_close(torch.load(tmp_path / "batch.pt"), logits.detach(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["plain_bias", "conv1d", "gated_bias"])
