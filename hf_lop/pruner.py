@@ -520,9 +520,12 @@ class LOPPruner(PreTrainedModel):
             )
         try:
             kwargs["ignore_mismatched_sizes"] = True  # check_loaded refuses them, and says why
+            kwargs["use_safetensors"] = True  # a pickle can run code
             loaded: Any = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         except SafetensorError as error:
             raise CheckpointMismatchError(f"{name}: a weight file is damaged ({error}). Download it again.") from error
+        except OSError as error:  # its config was found
+            raise CheckpointMismatchError(f"{name} has no model.safetensors that can be read: {error}") from error
         check_loaded(str(name), loaded[1])
         return loaded if wants_info else loaded[0]
 

@@ -74,6 +74,7 @@ def prune_model(
     ratios, order = choose(method, pruner, model, ffns)
     plan = plan_budget(ratios, size, budgets, round_to=round_to, device=weight.device, dtype=weight.dtype)
     kept = [neurons[:width] for neurons, width in zip(order, plan.widths, strict=True)]
+    recover = recover if plan.neurons_removed else None
     batches = list(data or ())
 
     def fitted(name: str | None) -> Callable[[nn.Module, Sequence[FFN]], None]:
@@ -131,6 +132,7 @@ def prune_files(
         ratios, order = choose(method, pruner, model, ffns, partial(stored_output_weight, skeleton, shards))
         dtype = ffns[0].modules(model)[1].weight.dtype
         plan = plan_budget(ratios, size, budgets, round_to=round_to, device=torch.device("cpu"), dtype=dtype)
+        recover = recover if plan.neurons_removed else None
         kept = check_kept(ffns, [neurons[:width] for neurons, width in zip(order, plan.widths, strict=True)])
         outputs = pruned_outputs(skeleton, ffns, kept, fit_by_layer(recover, pruner, kept))
         record(pruner, model, plan, method=method, recovery=recover, round_to=round_to)

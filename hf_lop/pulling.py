@@ -176,6 +176,7 @@ def _find(name: str | Path, budgets: dict[str, Any], hub: dict[str, Any]) -> _So
             "None. Or load the whole model, and prune it."
         )
     plan = pruner.plan(**budgets, round_to=round_to)
+    recovery = recovery if plan.neurons_removed else None
     return _Source(str(name), folder, commit, hub, config, pruner, plan, round_to, recovery)
 
 

@@ -152,6 +152,14 @@ def test_table_rows(pruner, tmp_path, row):
         loaded.train_predictor("mlp", table=[row])
 
 
+def test_a_pruner_in_a_pickle(pruner, tmp_path):
+    pruner.save_pretrained(tmp_path)
+    torch.save(pruner.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointMismatchError, match=r"no model\.safetensors"):
+        LOPPruner.from_pretrained(tmp_path)
+
+
 def test_a_commit_is_recorded_with_its_own_repository_only(pruner, llama):
     llama.name_or_path, llama.config._commit_hash = "me/fine-tuned", None
     facts = pruner.prune(llama, 0.3).config.pruning_config

@@ -214,6 +214,16 @@ class TestMistakes:
         assert "not empty" in message
         assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
+    @pytest.mark.parametrize("command", ["prune", "make-elastic"])
+    def test_a_folder_below_a_file(self, folders, tmp_path, monkeypatch, capsys, command):
+        (tmp_path / "file").write_text("")
+        arguments = [folders / "dense", "--pruner", folders / "pruner", "--out", tmp_path / "file" / "a" / "b"]
+        arguments += ["--ratio", 0.3] if command == "prune" else []
+        monkeypatch.setattr("hf_lop.pruner.LOPPruner.from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+        assert f"{tmp_path / 'file'} is no folder that you may write" in fails(
+            monkeypatch, capsys, command, *arguments
+        )
+
     def test_bad_predictor_writes_nothing(self, folders, tmp_path, monkeypatch, capsys):
         out = tmp_path / "out"
         assert "no predictor 'gru'" in fails(

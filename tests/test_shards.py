@@ -12,7 +12,8 @@ from safetensors.torch import save, save_file
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError, LOPError
 from hf_lop.ffn.stored import LENGTH, header_length, parse_header
-from hf_lop.hub.shards import open_shards
+from hf_lop.hub import files as hub_files
+from hf_lop.hub.shards import Shards, open_shards
 from tests.hub_server import File, Repository, run_python, serve
 
 TENSORS = {
@@ -170,6 +171,19 @@ def test_no_weights_and_pickled_weights(tmp_path):
         open_shards(tmp_path)
     with pytest.raises(InvalidInputError, match="cannot be read as a model"):
         open_shards("no/such-model")
+
+
+def test_offline_a_cache_without_weights_says_where_it_looked(tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--me--half" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InvalidInputError, match="HF_HUB_OFFLINE is set: only the local cache was looked at"):
+        Shards(hub_files.Repository("me/half", "a" * 40))
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "one.safetensors"}}))
+    with pytest.raises(CheckpointMismatchError, match=r"one.safetensors .* is missing.* HF_HUB_OFFLINE is set"):
+        Shards(hub_files.Repository("me/half", "a" * 40))
 
 
 @given(st.binary(max_size=120), st.integers(0, 200))

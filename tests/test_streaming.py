@@ -81,6 +81,8 @@ def fake():
 )
 def test_the_demo(demo_pruner, tmp_path, budget, options):
     assert both(demo_pruner, demo.MODEL_DIR, tmp_path, *budget, **options) == []
+    made = json.loads((tmp_path / "files" / "pruned" / "config.json").read_text())["pruning_config"]
+    assert (made["ratio"] > 0) or made["recovery"] is None  # nothing was removed
 
 
 @pytest.mark.slow

@@ -58,15 +58,18 @@ def main() -> None:
         draws = [right(shuffled(seed), uniform) for seed in range(3)]
         spread = max(draws) - min(draws)
         results = {
-            "uniform, random order": f"{sum(draws) / 3:.1%} (range {spread:.1%})",
-            "uniform, magnitude": f"{right(by_magnitude, uniform):.1%}",
-            "uniform, pruner's order": f"{right(learned, uniform):.1%}",
-            "first layer kept, rest uniform": f"{right(learned, widths_for([0.0] + [rest] * (layers - 1), ratio)):.1%}",
-            "additive plan": f"{right(learned, widths_for(table['ratios'], ratio)):.1%}",
-            "**LOP (predicted plan)**": f"**{right(learned, list(pruner.plan(ratio).widths)):.1%}**",
+            "uniform, random order": sum(draws) / 3,
+            "uniform, magnitude": right(by_magnitude, uniform),
+            "uniform, pruner's order": right(learned, uniform),
+            "first layer kept, rest uniform": right(learned, widths_for([0.0] + [rest] * (layers - 1), ratio)),
+            "additive plan": right(learned, widths_for(table["ratios"], ratio)),
+            "**LOP (predicted plan)**": right(learned, list(pruner.plan(ratio).widths)),
         }
+        best = max(results.values())
         for name, value in results.items():
-            rows.setdefault(name, []).append(value)
+            text = f"**{value:.1%}**" if value == best else f"{value:.1%}"
+            more = f" (range {spread:.1%})" if name == "uniform, random order" else ""
+            rows.setdefault(name, []).append(text + more)
         print(f"ratio {ratio} done", file=sys.stderr)
     removed = [1 - size.parameters_at(pruner.plan(ratio).widths) / size.parameters for ratio in arguments.ratios]
     error = math.sqrt(dense * (1 - dense) / len(report))

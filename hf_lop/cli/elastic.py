@@ -17,7 +17,6 @@ from hf_lop.cli.options import (
     Ratio,
     RoundTo,
     check_push,
-    new_folder,
     note,
     push,
     show,
@@ -36,8 +35,10 @@ def make_elastic(
     as_json: AsJson = False,
 ) -> None:
     """Make a repository that gives every size: the dense model with sorted neurons, and its pruner."""
+    from hf_lop.hub.staging import check_new
+
     check_push(push_to, collection)
-    new_folder(out)
+    check_new(out)
     from hf_lop.hub.elastic import TRANSPOSED
     from hf_lop.pruner import LOPPruner
 
@@ -74,7 +75,9 @@ def pull(
         raise InvalidInputError(
             f"--recover is {recover!r}; choose {', '.join(RECOVERS)}. Others need the whole model: see hf-lop prune."
         )
-    new_folder(out)
+    from hf_lop.hub.staging import check_new
+
+    check_new(out)
     from hf_lop.pulling import pull as pull_size
 
     budgets = {"ratio": ratio, "params": params, "memory": memory, "flops": flops, "latency": latency}

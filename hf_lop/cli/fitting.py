@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_lop.cli.options import AsJson, Collection, Out, Private, PushTo, check_push, new_folder, push, show
+from hf_lop.cli.options import AsJson, Collection, Out, Private, PushTo, check_push, push, show
 
 
 def fit(
@@ -41,14 +41,15 @@ def fit(
     fit ..., or torchrun --nproc_per_node 2 -m hf_lop fit ...; without GPUs both run on the CPU.
     """
     check_push(push_to, collection)
+    from hf_lop.hub.staging import check_new
     from hf_lop.processes import launched
 
     processes, journal = launched(), out.with_name(out.name + ".journal")
 
     def check() -> None:
-        new_folder(out)
+        check_new(out)
         if not resume:
-            new_folder(journal)
+            check_new(journal)
 
     processes.from_main(check)
     from hf_lop.pruner import LOPPruner
@@ -93,8 +94,10 @@ def train_predictor(
     as_json: AsJson = False,
 ) -> None:
     """Train a pruner's predictor anew, on its own table of (R, layer ratios) pairs or on another."""
+    from hf_lop.hub.staging import check_new
+
     check_push(push_to, collection)
-    new_folder(out)
+    check_new(out)
     from hf_lop.pairs import read_table
     from hf_lop.pruner import LOPPruner
 

@@ -60,15 +60,3 @@ def push(model: Any, push_to: str | None, *, private: bool, collection: str | No
 
         done["collection"] = add_to_collection(commit.repo_url.repo_id, collection, private=private)
     return done
-
-
-def new_folder(folder: Path) -> None:
-    """Refuse a folder that holds something.
-
-    Raises:
-        InvalidInputError: if it does.
-    """
-    from hf_lop.errors import InvalidInputError
-
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InvalidInputError(f"{folder} exists and is not empty. Choose a new folder, or remove it first.")

@@ -18,7 +18,6 @@ from hf_lop.cli.options import (
     Ratio,
     RoundTo,
     check_push,
-    new_folder,
     note,
     push,
     show,
@@ -73,8 +72,10 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Cut a model to a budget and save it, ready for from_pretrained; push it if asked to."""
+    from hf_lop.hub.staging import check_new
+
     check_push(push_to, collection)
-    new_folder(out)
+    check_new(out)
     if stream and push_to:
         from hf_lop.errors import InvalidInputError
 

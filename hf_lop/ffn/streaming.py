@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Protocol, Self
 
 import torch
@@ -89,7 +88,7 @@ def layout(outputs: Sequence[Output], metadata: Mapping[str, str]) -> tuple[byte
 class Cutter:
     """Makes the bytes of outputs, with buffers that it uses again and again.
 
-    One thread reads ahead, and another recovers the next output projection: that takes the processor, all else the disk.
+    One thread reads ahead, and another recovers the next two output projections: that takes the processor, all else the disk.
     """
 
     def __init__(self, tensors: Tensors, outputs: Sequence[Output], block: int = BLOCK) -> None:
@@ -99,9 +98,13 @@ class Cutter:
         empty = torch.empty(0, dtype=torch.uint8)
         # One part is written while the next is made, and others are read.
         self._buffers = {"read": [empty] * (AHEAD + 2), "cut": [empty] * 2}
-        fitted = [output for output in outputs if output.fit is not None]
-        self._following = {before.name: after for before, after in pairwise(fitted)}
         self._fits: dict[str, Future[torch.Tensor]] = {}
+        self._coming: dict[str, tuple[Output, ...]] = {}  # by output, it or what follows: the next two to recover
+        coming: deque[Output] = deque(maxlen=2)
+        for output in reversed(outputs):
+            if output.fit is not None:
+                coming.appendleft(output)
+            self._coming[output.name] = tuple(coming)
 
     def __enter__(self) -> Self:
         return self
@@ -121,22 +124,16 @@ class Cutter:
     def parts(self, output: Output) -> Iterator[memoryview]:
         """Yield the bytes of an output; a part stays as it is until the one after the next is asked for."""
         place = self.tensors.places[output.source]
+        for coming in self._coming[output.name]:
+            if coming.name not in self._fits:
+                self._fits[coming.name] = self._fitter.submit(self._fit, coming)
         if output.fit is not None:
-            yield _bytes(self._fitted(output))
+            yield _bytes(self._fits.pop(output.name).result())
         elif not place.shape:
             yield _bytes(self.tensors.rows(output.source).to(output.dtype))
         elif place.end > place.start:
             for start, part in self._read(output):
                 yield _bytes(self._cut(output, start, part).to(output.dtype))
-
-    def _fitted(self, output: Output) -> torch.Tensor:
-        """Return an output projection, which was recovered meanwhile, and begin with the next one."""
-        pending = self._fits.pop(output.name, None)
-        found = (self._fitter.submit(self._fit, output) if pending is None else pending).result()
-        following = self._following.get(output.name)
-        if following is not None:
-            self._fits[following.name] = self._fitter.submit(self._fit, following)
-        return found
 
     def _fit(self, output: Output) -> torch.Tensor:
         assert output.fit is not None

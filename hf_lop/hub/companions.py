@@ -53,7 +53,9 @@ def stays_inside(file: Path, folder: Path) -> bool:
     return file.resolve().parent in (whole, whole.parent.parent / "blobs")  # the Hub's cache links to its blobs
 
 
-def copy_companions(source: str | Path, revision: str | None, destination: str | Path) -> dict[str, Any]:
+def copy_companions(
+    source: str | Path, revision: str | None, destination: str | Path, *, token: str | bool | None = None
+) -> dict[str, Any]:
     """Copy processor, tokenizer, chat template and license of a base model beside pruned weights.
 
     Only files of known names at the top level are copied, and only where missing: never weights, code or a card.
@@ -62,6 +64,7 @@ def copy_companions(source: str | Path, revision: str | None, destination: str |
         source (`str` or `Path`): folder, or Hub id; offline, the local cache is used.
         revision (`str`, *optional*): commit, for a Hub id.
         destination (`str` or `Path`): folder to copy to.
+        token (`str` or `bool`, *optional*): for the Hub.
 
     Returns:
         `dict`: the metadata of the base model's card, empty without one.
@@ -70,7 +73,9 @@ def copy_companions(source: str | Path, revision: str | None, destination: str |
     if not folder.is_dir():
         try:
             wanted = [*patterns, "README.md"]
-            folder = Path(huggingface_hub.snapshot_download(str(source), revision=revision, allow_patterns=wanted))
+            folder = Path(
+                huggingface_hub.snapshot_download(str(source), revision=revision, allow_patterns=wanted, token=token)
+            )
         except (OSError, HFValidationError) as error:
             warnings.warn(
                 f"The processor files of {source} could not be read ({type(error).__name__}), so they are not saved. "

@@ -231,7 +231,7 @@ def _write(
             Path(name).resolve().name if Path(name).is_dir() else Path(name).name,
         )
         with tempfile.TemporaryDirectory() as spare:  # the file holds the tokenizer: only the terms are for the folder
-            metadata = copy_companions(name, None, spare)
+            metadata = copy_companions(name, None, spare, token=token)
             for path in Path(spare).iterdir():
                 if matches(path.name, TERMS):
                     shutil.copyfile(path, folder / path.name)
@@ -241,7 +241,7 @@ def _write(
     model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     _write_config(folder, config | ({"pruning_config": made} if made else {}), to, widths)
-    return copy_companions(name, None, folder)
+    return copy_companions(name, None, folder, token=token)
 
 
 def _copy_weights(source: Path, folder: Path) -> None:

@@ -30,6 +30,7 @@ class Files(Protocol):
     """The files of a checkpoint, by name."""
 
     name: str  #: of the whole, for messages
+    hint: str  #: why files may be missing that are there, or nothing
 
     def size(self, file: str) -> int | None:
         """Return the bytes of a file, or None if there is none."""
@@ -54,7 +55,7 @@ class Folder:
             path (`str` or `Path`): the folder.
             ahead (`bool`): whether the system may read ahead; not where parts of files are left out.
         """
-        self.path, self.name, self.ahead = Path(path), str(path), ahead
+        self.path, self.name, self.hint, self.ahead = Path(path), str(path), "", ahead
         # Each thread has its last file open, and its place in it: it mostly reads one tensor behind the other.
         self._own = threading.local()
         self._open: set[BinaryIO] = set()
@@ -111,6 +112,7 @@ class Repository:
     def __init__(self, repo_id: str, commit: str, *, token: str | bool | None = None) -> None:
         self.repo_id, self.commit, self.token = repo_id, commit, token
         self.name = f"{repo_id} at {commit[:12]}"
+        self.hint = " HF_HUB_OFFLINE is set: only the local cache was looked at." if constants.HF_HUB_OFFLINE else ""
         self._sizes: dict[str, int | None] = {}
         self._cached: dict[str, Folder] = {}
 

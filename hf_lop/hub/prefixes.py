@@ -17,7 +17,8 @@ class _Inside:
     """The files of a folder inside a repository; see `Files`."""
 
     def __init__(self, files: Files, folder: str) -> None:
-        self._files, self._folder, self.name = files, folder, f"{folder}/ in {files.name}"
+        self._files, self._folder = files, folder
+        self.name, self.hint = f"{folder}/ in {files.name}", files.hint
 
     def size(self, file: str) -> int | None:
         """Return the bytes of a file, or None if there is none."""

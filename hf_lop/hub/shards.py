@@ -158,7 +158,7 @@ def _shard_names(files: Files) -> dict[str, set[str]]:
             )
         raise InvalidInputError(
             f"{files.name} has neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}. Pass a folder or Hub id with the "
-            "weights of a model."
+            f"weights of a model.{files.hint}"
         )
     label = f"{SAFE_WEIGHTS_INDEX_NAME} of {files.name}"
     if size > LARGEST_INDEX:
@@ -192,6 +192,8 @@ def _checked_name(label: str, file: Any) -> str:
 def _read_header(files: Files, file: str) -> dict[str, Place]:
     size, label = files.size(file), f"{file} of {files.name}"
     if size is None:
-        raise CheckpointMismatchError(f"{label} is missing, but the index names it. Download all files again.")
+        raise CheckpointMismatchError(
+            f"{label} is missing, but the index names it. Download all files again.{files.hint}"
+        )
     length = header_length(label, _read(files, file, 0, min(LENGTH, size)), size)
     return parse_header(file, _read(files, file, LENGTH, length), size, label=label)

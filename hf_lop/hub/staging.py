@@ -179,13 +179,16 @@ class Staging:
 
 
 def check_new(folder: Path) -> None:
-    """Refuse a folder that holds something.
+    """Refuse a folder that holds something, or that cannot be made.
 
     Raises:
-        InvalidInputError: if it does.
+        InvalidInputError: if it is so.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidInputError(f"{folder} exists and is not empty. Choose a new folder, or remove it first.")
+    there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise InvalidInputError(f"{folder} cannot be made: {there} is no folder that you may write. Choose another.")
 
 
 def check_room(folder: Path, needed: int) -> None:
