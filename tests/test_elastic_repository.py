@@ -3,6 +3,9 @@
 import copy
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, LlamaForCausalLM
 
 from hf_lop.errors import CheckpointMismatchError, InfeasibleBudgetError, InvalidInputError, LOPError
+from hf_lop.ffn.stored import Place
 from hf_lop.hub import elastic as layout
+from hf_lop.hub import size_file
 from hf_lop.hub.files import Folder
 from hf_lop.pruner import LOPPruner
 from hf_lop.pulling import pull
@@ -442,3 +447,34 @@ class TestHostile:
         for mark in ("yes", [1], {"order": 3}, {}):
             (folder / "config.json").write_text(json.dumps(config | {"elastic_config": mark}))
             self.refused(folder, assets, "no elastic repository|sorted")
+
+
+def test_a_job_that_nobody_waits_for_writes_to_no_other_file(tmp_path, monkeypatch):
+    """As after Ctrl-C was pressed twice: the file is closed, and its number is that of the next one that is opened."""
+    goes_on, started, going_on = threading.Event(), threading.Event(), []
+
+    class Slow:
+        def read_into(self, file, start, buffer):
+            started.set()
+            goes_on.wait()
+            buffer[:] = b"W" * len(buffer)
+
+    class Interrupted(ThreadPoolExecutor):
+        def map(self, run, jobs):
+            going_on.append(self.submit(run, *jobs))
+            started.wait()
+            raise KeyboardInterrupt
+
+        def shutdown(self, **_):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(size_file, "ThreadPoolExecutor", Interrupted)
+    main = SimpleNamespace(files=Slow(), places={"x": Place("file", "U8", (200,), 0, 200)})
+    with pytest.raises(KeyboardInterrupt):
+        size_file.write_size(main, SimpleNamespace(places={}), {}, [], tmp_path / "size", fits=None, remote=True)
+    with open(tmp_path / "mine", "wb") as mine:
+        mine.write(b"my own")
+        mine.flush()
+        goes_on.set()
+        going_on[0].result()
+    assert (tmp_path / "mine").read_bytes() == b"my own"

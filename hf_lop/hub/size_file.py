@@ -94,10 +94,9 @@ def write_size(
     with open(path, "wb") as file:
         file.truncate(begin + at)
         file.write(len(text).to_bytes(LENGTH, "little") + text)
-        file.flush()
-        jobs = [*(_copy_job(main, copy) for copy in _chunks(copies))]
-        jobs += [_part_job(main, transposed, part, fits) for part in parts]
-        _run(jobs, file.fileno(), total=at, remote=remote)
+    jobs = [*(_copy_job(main, copy) for copy in _chunks(copies))]
+    jobs += [_part_job(main, transposed, part, fits) for part in parts]
+    _run(jobs, path, total=at, remote=remote)
 
 
 def _shape(place: Place, entry: StoredFFN | None, widths: Sequence[int]) -> tuple[int, ...]:
@@ -134,43 +133,46 @@ def _chunks(copies: Sequence[_Copy]) -> Iterator[_Copy]:
             yield _Copy(copy.file, copy.start + done, min(CHUNK, copy.length - done), copy.at + done)
 
 
-Job = Callable[[int], int]  # writes into the open file and returns how many bytes
+Job = Callable[[Path], int]  # writes into the file and returns how many bytes
 
 
 def _copy_job(main: Shards, copy: _Copy) -> Job:
-    def run(file: int) -> int:
+    def run(path: Path) -> int:
         buffer = bytearray(copy.length)
         main.files.read_into(copy.file, copy.start, memoryview(buffer))
-        return _write(file, memoryview(buffer), copy.at)
+        return _write(path, memoryview(buffer), copy.at)
 
     return run
 
 
 def _part_job(main: Shards, transposed: Shards, part: _Part, fits: Fits | None) -> Job:
-    def run(file: int) -> int:
+    def run(path: Path) -> int:
         tensor = read_prefix(main, transposed, part.name, part.entry, part.width, fits)
         data: Any = tensor.contiguous().view(-1).view(torch.uint8).numpy()
-        return _write(file, memoryview(data), part.at)
+        return _write(path, memoryview(data), part.at)
 
     return run
 
 
-def _write(file: int, data: memoryview, at: int) -> int:
+def _write(path: Path, data: memoryview, at: int) -> int:
+    # Every job opens the file itself. After a second Ctrl-C jobs go on, with nobody waiting for them: the number of a file that
+    # is closed by then may be that of another one.
     done = 0
-    while done < len(data):
-        done += os.pwrite(file, data[done:], at + done)
+    with open(path, "r+b", buffering=0) as file:
+        while done < len(data):
+            done += os.pwrite(file.fileno(), data[done:], at + done)
     return done
 
 
-def _run(jobs: Sequence[Job], file: int, *, total: int, remote: bool) -> None:
+def _run(jobs: Sequence[Job], path: Path, *, total: int, remote: bool) -> None:
     if not remote:
         for job in jobs:
-            job(file)
+            job(path)
         return
     pool = ThreadPoolExecutor(READERS)
     try:
         with tqdm(total=total, unit="B", unit_scale=True, desc="Reading prefixes") as bar:
-            for written in pool.map(lambda job: job(file), jobs):
+            for written in pool.map(lambda job: job(path), jobs):
                 bar.update(written)
     finally:
         pool.shutdown(cancel_futures=True)  # after an error, what has not begun is left
