@@ -3,6 +3,8 @@
 import json
 import pickle
 import struct
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -220,3 +222,24 @@ def test_the_hub_is_asked_for_single_ranges(tmp_path):
     assert printed == f"{sorted(TENSORS)} [[3.0, 4.0, 5.0], [6.0, 7.0, 8.0]] [0.0, 1.0, 2.0, 3.0, 4.0] {commit}\n"
     assert {status for method, path, status in hub.log if method == "GET" and ".safetensors" in path} == {206}
     assert all(commit in path for _, path, _ in hub.log if ".safetensors" in path)
+
+
+def test_after_a_fork_both_processes_read_the_right_rows(tmp_path):
+    """Each reads its own rows through the file that both have open."""
+    save_file({"a": torch.zeros(400, 16), "b": torch.ones(400, 16)}, tmp_path / "model.safetensors")
+    result = subprocess.run([sys.executable, "-c", FORK, tmp_path], capture_output=True, text=True, check=True)
+    assert result.stdout == "0 wrong\n0 wrong\n"
+
+
+FORK = """
+import os, sys
+from hf_lop.hub.shards import open_shards
+with open_shards(sys.argv[1]) as shards:
+    shards.rows("a", 0, 1)
+    child = os.fork()
+    name, value = ("a", 0) if child else ("b", 1)
+    wrong = sum(bool((shards.rows(name, i % 300, i % 300 + 50) != value).any()) for i in range(20_000))
+    if child:
+        os.waitpid(child, 0)
+    print(wrong, "wrong", flush=True)
+"""

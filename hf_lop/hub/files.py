@@ -56,7 +56,7 @@ class Folder:
             ahead (`bool`): whether the system may read ahead; not where parts of files are left out.
         """
         self.path, self.name, self.hint, self.ahead = Path(path), str(path), "", ahead
-        # Each thread has its last file open, and its place in it: it mostly reads one tensor behind the other.
+        # Each thread has its last file open, so that the system reads ahead: it mostly reads one tensor behind the other.
         self._own = threading.local()
         self._open: set[BinaryIO] = set()
 
@@ -76,10 +76,10 @@ class Folder:
     def read_into(self, file: str, start: int, buffer: memoryview) -> None:
         """Fill a buffer; see `Files`. Pages are not mapped, so that they do not count as this process's memory."""
         stream = self._opened(file)
-        stream.seek(start)
         done = 0
         while done < len(buffer):
-            count = stream.readinto(buffer[done:])  # type: ignore[attr-defined]
+            # By position: after a fork both processes would move the one that they share.
+            count = os.preadv(stream.fileno(), [buffer[done:]], start + done)
             if not count:
                 raise CheckpointMismatchError(
                     f"{file} in {self.name} ends at byte {start + done:,} while it is read. Do not change it meanwhile."
