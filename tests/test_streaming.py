@@ -171,6 +171,15 @@ def test_cutting_in_blocks_is_indexing(data):
     assert whole == tensor.view(-1).view(torch.uint8).numpy().tobytes()
 
 
+def test_a_tensor_of_one_row_is_copied_in_blocks():
+    tensor = torch.arange(1000).view(1, 1000)
+    output = Output("y", (1, 1000), tensor.dtype, "x")
+    with Cutter(_Memory({"x": tensor}), [output], block=64) as cutter:
+        parts = [bytes(part) for part in cutter.parts(output)]
+    assert {len(part) for part in parts} == {64}
+    assert b"".join(parts) == tensor.numpy().tobytes()
+
+
 class _Memory:
     """Tensors in memory, in place of files."""
 

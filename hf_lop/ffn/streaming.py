@@ -150,13 +150,16 @@ class Cutter:
         """Yield some rows at a time, with the index of the first; not those of which none is kept."""
         place = self.tensors.places[output.source]
         dtype = self.tensors.rows(output.source, 0, 0).dtype
-        rows, row = place.shape[0], (place.end - place.start) // place.shape[0]
+        shape = place.shape
+        if output.kept is None:  # number by number: a row may be as large as the tensor
+            shape = (torch.Size(shape).numel(),)
+        rows, row = shape[0], (place.end - place.start) // shape[0]
         step = max(1, self.block // row)
 
         def read(start: int, stop: int) -> torch.Tensor:
             raw = self._buffer("read", (stop - start) * row)
             self.tensors.read_into(place, start * row, _bytes(raw))
-            return raw.view(dtype).view(stop - start, *place.shape[1:])
+            return raw.view(dtype).view(stop - start, *shape[1:])
 
         waiting: deque[tuple[int, Future[torch.Tensor]]] = deque()
         for start in range(0, rows, step):
