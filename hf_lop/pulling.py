@@ -10,7 +10,6 @@ import contextlib
 import copy
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import weakref
@@ -36,7 +35,7 @@ from hf_lop.hub.prefixes import Fits, open_transposed, read_size
 from hf_lop.hub.shards import Shards
 from hf_lop.hub.size_file import write_size
 from hf_lop.hub.skeleton import load_skeleton
-from hf_lop.hub.staging import check_new
+from hf_lop.hub.staging import check_new, check_replaceable, sync_all
 from hf_lop.hub.stored_ffns import stored_ffns
 from hf_lop.modeling_lop import set_widths, take_neurons
 from hf_lop.plan import Plan
@@ -136,6 +135,7 @@ def pull(name: str | Path, out: str | Path, *, budgets: Mapping[str, Any], **hub
     """
     out = Path(out).resolve()  # "." has no name
     check_new(out)
+    check_replaceable(out)
     source = _find(name, dict(budgets), hub)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as parent:
@@ -195,10 +195,11 @@ def _size_folder(source: _Source, *, in_memory: bool) -> Iterator[tuple[Path, Te
     sizes = cached_assets_path("hf_lop", source.name, source.commit)
     folder, partial = sizes / source.key(), sizes / f"{source.key()}.partial"
     with WeakFileLock(sizes / f"{source.key()}.lock"):  # a second process waits, and finds what the first made
-        if source.hub.get("force_download"):
-            shutil.rmtree(folder, ignore_errors=True)
+        if source.hub.get("force_download") and folder.exists():
+            shutil.rmtree(partial, ignore_errors=True)
+            folder.rename(partial)  # at once: a process that is killed must not leave half of it under its name
         if not folder.exists():
-            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(partial, ignore_errors=True)  # also of a process that was killed
             _assemble(source, partial)
             _publish(partial, folder)
     yield folder, None
@@ -206,10 +207,7 @@ def _size_folder(source: _Source, *, in_memory: bool) -> Iterator[tuple[Path, Te
 
 def _publish(partial: Path, folder: Path) -> None:
     """Let a folder appear under its name, once its bytes are safe on disk."""
-    for path in partial.iterdir():
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+    sync_all(partial)
     partial.rename(folder)
 
 

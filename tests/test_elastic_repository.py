@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, LlamaForCausalLM
 
+from hf_lop import pulling
 from hf_lop.errors import CheckpointMismatchError, InfeasibleBudgetError, InvalidInputError, LOPError
 from hf_lop.ffn.stored import Place
 from hf_lop.hub import elastic as layout
@@ -478,3 +479,28 @@ def test_a_job_that_nobody_waits_for_writes_to_no_other_file(tmp_path, monkeypat
         goes_on.set()
         going_on[0].result()
     assert (tmp_path / "mine").read_bytes() == b"my own"
+
+
+def test_killed_while_a_size_is_made_anew(tmp_path, monkeypatch):
+    def assemble(source, folder):
+        folder.mkdir()
+        (folder / "config.json").touch()
+        (folder / "generation_config.json").touch()
+
+    def killed(folder, **_):
+        if folder.exists():
+            (folder / "generation_config.json").unlink()
+            raise KeyboardInterrupt
+
+    def files(**hub):
+        source = SimpleNamespace(name="me/elastic", commit="c", hub=hub, key=lambda: "size")
+        with pulling._size_folder(source, in_memory=False) as (folder, _):
+            return sorted(path.name for path in folder.iterdir())
+
+    monkeypatch.setattr(pulling, "_assemble", assemble)
+    whole = files()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            files(force_download=True)
+    assert files() == whole

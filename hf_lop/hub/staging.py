@@ -51,6 +51,7 @@ class Staging:
         self._noted: dict[str, int] = {}
 
     def __enter__(self) -> Self:
+        check_replaceable(self.out)
         self.root.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire()
@@ -61,8 +62,7 @@ class Staging:
         try:
             self._noted = self._read()
             if self._noted.keys() <= {"job"}:  # a step that was killed may have left files
-                shutil.rmtree(self.folder, ignore_errors=True)
-                self._journal.unlink(missing_ok=True)
+                self.discard()
                 self.folder.mkdir()
                 self._note("job", 0, job=self.job)
         except BaseException:
@@ -78,13 +78,18 @@ class Staging:
         """Bytes that an earlier run left."""
         return sum(self._noted.values())
 
+    def discard(self) -> None:
+        """Remove what is written."""
+        self._noted = {}
+        self._journal.unlink(missing_ok=True)  # first: if this is killed, no later run believes that all is there
+        _sync(self.root)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def once(self, step: str, make: Callable[[], None]) -> None:
         """Do a step unless an earlier run did it; what it writes is safe afterwards."""
         if step not in self._noted:
             make()
-            for path in self.folder.rglob("*"):
-                if path.is_file():
-                    _sync(path)
+            sync_all(self.folder)
             self._note(step, 0)
 
     def write(self, file: str, parts: Iterable[tuple[bytes | Callable[[], Iterator[memoryview]], int]]) -> None:
@@ -134,14 +139,27 @@ class Staging:
                 writing.result()
 
     def finish(self) -> None:
-        """Let the folder appear."""
+        """Let the folder appear.
+
+        Raises:
+            InvalidInputError: if something is in its place by now; the same job can finish later.
+        """
         with contextlib.suppress(OSError):  # an empty folder is in its place; a full one is not removed
             self.out.rmdir()
         _sync(self.folder)
-        os.rename(self.folder, self.out)
+        try:
+            os.rename(self.folder, self.out)
+        except OSError as error:
+            raise InvalidInputError(
+                f"{self.out} cannot be put in place: {error} If it was made meanwhile, remove it and do the same again: what is "
+                "written is kept."
+            ) from error
         _sync(self.out.parent)
+        self._journal.unlink()
+        Path(self._lock.lock_file).unlink(missing_ok=True)  # while it is held: behind it, another process may begin
         self._lock.release()
-        shutil.rmtree(self.root, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another process has begun
+            self.root.rmdir()
 
     def _note(self, step: str, size: int, *, unsafe: bool = False, **more: str) -> None:
         """Note a step that is safely on disk, or as `unsafe` one that is only with the system yet."""
@@ -191,6 +209,18 @@ def check_new(folder: Path) -> None:
         raise InvalidInputError(f"{folder} cannot be made: {there} is no folder that you may write. Choose another.")
 
 
+def check_replaceable(folder: Path) -> None:
+    """Refuse a folder in whose place no other can be put.
+
+    Raises:
+        InvalidInputError: if it is so.
+    """
+    if os.path.ismount(folder):
+        raise InvalidInputError(
+            f"{folder} is a mount point, which no finished folder can replace. Choose a new folder inside it."
+        )
+
+
 def check_room(folder: Path, needed: int) -> None:
     """Refuse to begin what the disk has no room for.
 
@@ -212,6 +242,13 @@ def _write_all(stream: BinaryIO, piece: bytes | memoryview) -> None:
     view = memoryview(piece)
     while view:
         view = view[stream.write(view) :]
+
+
+def sync_all(folder: Path) -> None:
+    """Make all that is in a folder safe on disk, with its names."""
+    for path in (*folder.rglob("*"), folder):
+        if path.is_file() or path.is_dir():
+            _sync(path)
 
 
 def _sync(path: Path) -> None:
