@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -243,6 +244,40 @@ def test_a_changed_input_starts_anew(fake, base, tmp_path, monkeypatch):
             fake.prune(base, 0.4, method="table", output_dir=tmp_path / "out")
     tensors = {name: tensor + 1 for name, tensor in load_file(base / "model.safetensors").items()}
     save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    fake.prune(base, 0.4, method="table", output_dir=tmp_path / "out")
+    fake.prune(base, 0.4, method="table").save_pretrained(tmp_path / "memory" / "out")
+    assert differences(tmp_path / "memory" / "out", tmp_path / "out") == []
+
+
+def test_what_lies_beside_the_weights_starts_anew_as_well(fake, base, tmp_path, monkeypatch):
+    (base / "tokenizer_config.json").write_text("{}")
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            fake.prune(base, 0.4, method="table", output_dir=tmp_path / "out")
+    (base / "tokenizer_config.json").write_text('{"model_max_length": 512}')
+    fake.prune(base, 0.4, method="table", output_dir=tmp_path / "out")
+    fake.prune(base, 0.4, method="table").save_pretrained(tmp_path / "memory" / "out")
+    assert differences(tmp_path / "memory" / "out", tmp_path / "out") == []
+
+
+def test_an_input_that_changes_meanwhile_is_refused_even_if_it_changes_back(fake, base, tmp_path, monkeypatch):
+    kept = shutil.copytree(base, tmp_path / "kept")
+    parts, made = Cutter.parts, []
+
+    def changing(self, output):
+        made.append(output.name)
+        if len(made) == 12:
+            tensors = {name: tensor + 1 for name, tensor in load_file(kept / "model.safetensors").items()}
+            (base / "model.safetensors").write_bytes(save_bytes(tensors, {"format": "pt"}))
+        return parts(self, output)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cutter, "parts", changing)
+        with pytest.raises(CheckpointMismatchError, match="changed while it was read"):
+            fake.prune(base, 0.4, method="table", output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    shutil.copy2(kept / "model.safetensors", base / "model.safetensors")  # with its old time
     fake.prune(base, 0.4, method="table", output_dir=tmp_path / "out")
     fake.prune(base, 0.4, method="table").save_pretrained(tmp_path / "memory" / "out")
     assert differences(tmp_path / "memory" / "out", tmp_path / "out") == []

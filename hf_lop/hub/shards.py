@@ -32,6 +32,7 @@ class Shards:
     Attributes:
         files: where the bytes come from.
         places (`dict[str, Place]`): of every tensor, by name; file by file in order of offset.
+        stamps (`dict[str, str]`): by file, what changes when it does, as it was when it was opened.
     """
 
     def __init__(self, files: Files) -> None:
@@ -43,9 +44,10 @@ class Shards:
         """
         self.files = files
         self.places: dict[str, Place] = {}
+        self.stamps: dict[str, str] = {}
         try:
             for file, named in _shard_names(files).items():
-                own = _read_header(files, file)
+                self.stamps[file], own = _read_header(files, file)
                 if absent := named - own.keys():
                     raise CheckpointMismatchError(
                         f"The index of {files.name} says that {file} holds {min(absent)!r}; it does not. Index and shards are "
@@ -101,6 +103,18 @@ class Shards:
         if found.numel():
             self.read_into(place, start * size, found.view(-1).view(torch.uint8).numpy())
         return found
+
+    def check_unchanged(self) -> None:
+        """Refuse what was read if a file changed meanwhile: some of it may be of other weights.
+
+        Raises:
+            CheckpointMismatchError: if one did.
+        """
+        for file, stamp in self.stamps.items():
+            if self.files.size(file) is None or self.files.stamp(file) != stamp:
+                raise CheckpointMismatchError(
+                    f"{file} in {self.files.name} changed while it was read. Do the same again, and do not change it meanwhile."
+                )
 
     def close(self) -> None:
         """Close what is open."""
@@ -189,11 +203,13 @@ def _checked_name(label: str, file: Any) -> str:
     return str(file)
 
 
-def _read_header(files: Files, file: str) -> dict[str, Place]:
+def _read_header(files: Files, file: str) -> tuple[str, dict[str, Place]]:
+    """Return stamp and tensors of a file."""
     size, label = files.size(file), f"{file} of {files.name}"
     if size is None:
         raise CheckpointMismatchError(
             f"{label} is missing, but the index names it. Download all files again.{files.hint}"
         )
+    stamp = files.stamp(file)
     length = header_length(label, _read(files, file, 0, min(LENGTH, size)), size)
-    return parse_header(file, _read(files, file, LENGTH, length), size, label=label)
+    return stamp, parse_header(file, _read(files, file, LENGTH, length), size, label=label)

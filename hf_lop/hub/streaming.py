@@ -11,12 +11,17 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
+from hf_lop.errors import CheckpointMismatchError
 from hf_lop.ffn.streaming import Cutter, Output, layout
+from hf_lop.hub.companions import PROCESSOR, TERMS, TOKENIZER, matches
+from hf_lop.hub.files import Folder
 from hf_lop.hub.shards import Shards
 from hf_lop.hub.staging import Staging, check_new, check_room
 
+# Beside the weights, what the result has of the dense model's.
+BESIDE = (*PROCESSOR, *TOKENIZER, *TERMS, "README.md", GENERATION_CONFIG_NAME)
 SHARD_SIZE = "50GB"  # that of save_pretrained
 
 
@@ -43,6 +48,7 @@ def write_pruned(
 
     Raises:
         InvalidInputError: if the folder holds something, the disk is too full, or another process writes it.
+        CheckpointMismatchError: if a file of the dense model changed meanwhile.
     """
     check_new(out)
     by_name = {output.name: output for output in outputs}
@@ -68,6 +74,11 @@ def write_pruned(
             index = {"metadata": metadata, "weight_map": split.tensor_to_filename}
             text = json.dumps(index, indent=2, sort_keys=True) + "\n"
             staging.write(SAFE_WEIGHTS_INDEX_NAME, [(text.encode(), len(text.encode()))])
+        try:
+            shards.check_unchanged()
+        except CheckpointMismatchError:
+            staging.discard()  # parts are of other weights, which a later run cannot see
+            raise
         staging.finish()
 
 
@@ -90,8 +101,12 @@ def _digest(model: PreTrainedModel, outputs: Sequence[Output], shards: Shards, m
 
     for text in (model.config.to_json_string(), shards.files.name, *more):
         add(text)
-    for file in sorted({place.file for place in shards.places.values()}):
-        add(f"{file} {shards.files.stamp(file)}")
+    for file, stamp in sorted(shards.stamps.items()):
+        add(f"{file} {stamp}")
+    files = shards.files
+    for path in sorted(files.path.iterdir()) if isinstance(files, Folder) else ():  # those of a commit do not change
+        if path.is_file() and matches(path.name, BESIDE):
+            add(f"{path.name} {files.stamp(path.name)}")
     kept: dict[int, str] = {}
     for output in outputs:
         rows = None
