@@ -67,7 +67,7 @@ def test_a_budget_out_of_reach_names_what_was_asked_for_and_what_is_possible(pru
     [{"ratio": 1.2}, {"ratio": 0.999}, {"ratio": 0.3, "method": "x"}, {"ratio": 0.3, "recover": "lstsq"}, {}],
 )
 def test_refused_before_the_model_is_loaded(pruner, dense, monkeypatch, options):
-    monkeypatch.setattr("hf_lop.pruner.load_model", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("hf_lop.pruning.load_model", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises((InvalidInputError, InfeasibleBudgetError)):
         pruner.prune(dense, **options)
 
