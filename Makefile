@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 TORCH ?= torch torchvision
+TWO = --numprocesses 2 --dist loadfile  # each process computes with one thread
 
 .PHONY: quickstart test test-fast lint clean
 
@@ -10,11 +11,11 @@ quickstart: $(VENV)/demo  ## prune the embedded demo, reload it without hf_lop, 
 	$(BIN)/hf-lop quickstart
 
 test: $(VENV)/dev lint  ## everything CI runs
-	$(BIN)/python -m pytest -m "not slow"
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(TWO) -m "not slow"
+	$(BIN)/python -m pytest $(TWO) -m slow
 
 test-fast: $(VENV)/dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(TWO) -m "not slow"
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

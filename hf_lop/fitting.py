@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from hf_lop.allocation import CMAES, MCTS, Journal, additive_plans, learn_table
 from hf_lop.allocation.budget import positive_integer
 from hf_lop.allocation.table import MakeSearch
-from hf_lop.data import fingerprint
+from hf_lop.data import fingerprint, fitting_parts, part_batches
 from hf_lop.errors import InvalidInputError
 from hf_lop.ffn.discovery import prunable_ffns
 from hf_lop.ffn.elastic import Outputs
@@ -29,6 +29,7 @@ from hf_lop.ffn.importance import CRITERIA, neuron_importance, neuron_order, out
 from hf_lop.ffn.size import ModelSize, measure_size
 from hf_lop.ffn.sketch import Sketch, Sketcher
 from hf_lop.ffn.statistics import Statistics, collect_statistics
+from hf_lop.hub.loading import load_model, load_processor
 from hf_lop.keeping import Clock, kept_array
 from hf_lop.modeling_lop import FFN
 from hf_lop.probing import probe_layers
@@ -96,6 +97,47 @@ def check_arguments(
     positive_integer("evaluations", evaluations)
     if not len(targets) or not all(0 <= target < 1 for target in targets):
         raise InvalidInputError(f"targets is {list(targets)}; pass at least one target ratio in [0, 1).")
+
+
+def prepare(
+    model: PreTrainedModel | str | Path,
+    data: Any,
+    validation: Batches | None,
+    *,
+    processor: Any,
+    samples: int,
+    search_samples: int,
+    report_samples: int | None,
+    batch_size: int,
+    max_length: int | None,
+    seed: int,
+) -> tuple[PreTrainedModel, Batches, Batches, dict[str, Any]]:
+    """Return the model, calibration and validation batches, and what to record of the samples they are made of.
+
+    See [`~LOPPruner.fit`] for the arguments.
+
+    Raises:
+        UnsupportedModelError: if the model cannot be pruned.
+        InvalidInputError: if there are too few samples, or they are of another kind.
+    """
+    parts: dict[str, list[Any]] = {}
+    facts: dict[str, Any] = {}
+    if validation is None:
+        parts, facts = fitting_parts(data, samples, search_samples, report_samples, seed)
+    if isinstance(model, str | Path):
+        processes, model = launched(), load_model(model)
+        model = model.to(processes.device) if processes.count > 1 else model  # type: ignore[arg-type]
+    prunable_ffns(model)  # refuses a model before its data is prepared
+    if validation is not None:
+        return model, data, validation, facts
+    processor = load_processor(str(model.name_or_path)) if processor is None else processor
+    batches = {
+        part: part_batches(processor, part, rows, batch_size=batch_size, max_length=max_length)
+        for part, rows in parts.items()
+    }
+    if "report" in batches:
+        facts["report_sha256"] = fingerprint(batches["report"])
+    return model, batches["calibration"], batches["search"], facts
 
 
 def calibrate(

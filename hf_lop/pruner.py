@@ -17,21 +17,18 @@ from transformers import AutoModel, PreTrainedModel
 import hf_lop
 from hf_lop.allocation.table import target_grid
 from hf_lop.configuration_lop import LOPConfig
-from hf_lop.data import fingerprint, fitting_parts, part_batches
 from hf_lop.elastic import Elastic, make_elastic
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
-from hf_lop.ffn.discovery import prunable_ffns
 from hf_lop.ffn.sketch import SKETCH_ROWS, Sketch, check_rows
 from hf_lop.ffn.statistics import Statistics
-from hf_lop.fitting import Batches, check_arguments, learn
+from hf_lop.fitting import Batches, check_arguments, learn, prepare
 from hf_lop.hub.checkpoint import save_pruner_extras
 from hf_lop.hub.elastic import PRUNER
-from hf_lop.hub.loading import check_loaded, check_safetensors, load_model, load_processor, read_config
+from hf_lop.hub.loading import check_loaded, check_safetensors, read_config
 from hf_lop.hub.pushing import push_folder
 from hf_lop.pairs import training_pairs
 from hf_lop.plan import Plan, plan_budget
 from hf_lop.predictors import build_predictor, check_predictor, train_predictor
-from hf_lop.processes import launched
 from hf_lop.pruning import hub_id, prune_files, prune_model
 from hf_lop.rewards import Judge
 
@@ -366,26 +363,21 @@ class LOPPruner(PreTrainedModel):
         if targets is None:
             targets = target_grid(0.0, 0.9, 0.0125) if search == "additive" else target_grid()
         check_arguments(search, criterion, reward, targets, evaluations, recover, sketch_rows)
-        parts: dict[str, list[Any]] = {}
-        facts: dict[str, Any] = {}
-        if validation is None:
-            parts, facts = fitting_parts(data, samples, search_samples, report_samples, seed)
-        if isinstance(model, str | Path):
-            processes, model = launched(), load_model(model)
-            model = model.to(processes.device) if processes.count > 1 else model  # type: ignore[arg-type]
-        prunable_ffns(model)  # refuses a model before its data is prepared
-        if validation is None:
-            processor = load_processor(str(model.name_or_path)) if processor is None else processor
-            batches = {
-                part: part_batches(processor, part, rows, batch_size=batch_size, max_length=max_length)
-                for part, rows in parts.items()
-            }
-            if "report" in batches:
-                facts["report_sha256"] = fingerprint(batches["report"])
-            data, validation = batches["calibration"], batches["search"]
-        learned = learn(
+        model, calibration, validation, facts = prepare(
             model,
             data,
+            validation,
+            processor=processor,
+            samples=samples,
+            search_samples=search_samples,
+            report_samples=report_samples,
+            batch_size=batch_size,
+            max_length=max_length,
+            seed=seed,
+        )
+        learned = learn(
+            model,
+            calibration,
             validation,
             criterion=criterion,
             search=search,

@@ -2,6 +2,8 @@
 
 import copy
 import os
+import shutil
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -25,6 +27,11 @@ CONFIGS = {
     "plain_bias": OPTConfig(ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=64, dropout=0.0, **SMALL),
     "conv1d": GPT2Config(vocab_size=64, n_embd=32, n_layer=4, n_head=4, n_inner=48, n_positions=64),
 }
+
+
+def slow(*values):
+    """Parameters of a test whose fast cases show the same."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def build(kind):
@@ -70,3 +77,16 @@ def pruner(built):
     return LOPPruner.fit(
         built["gated"], text_batches(2), text_batches(1, seed=1), base_model="org/base", provenance={"samples": 4}
     )
+
+
+@pytest.fixture(scope="session")
+def _saved(pruner, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "pruner"
+    pruner.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def saved_pruner(_saved, tmp_path):
+    """A folder of one's own with the pruner, which draws its plots only once."""
+    return Path(shutil.copytree(_saved, tmp_path / "pruner"))

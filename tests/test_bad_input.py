@@ -67,33 +67,31 @@ def test_a_budget_out_of_reach_names_what_was_asked_for_and_what_is_possible(pru
     [{"ratio": 1.2}, {"ratio": 0.999}, {"ratio": 0.3, "method": "x"}, {"ratio": 0.3, "recover": "lstsq"}, {}],
 )
 def test_refused_before_the_model_is_loaded(pruner, dense, monkeypatch, options):
-    monkeypatch.setattr("hf_lop.pruner.load_model", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("hf_lop.pruning.load_model", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises((InvalidInputError, InfeasibleBudgetError)):
         pruner.prune(dense, **options)
 
 
-def test_memory_on_the_command_line_counts_in_the_dtype_of_the_model(pruner, llama, tmp_path):
+def test_memory_on_the_command_line_counts_in_the_dtype_of_the_model(pruner, saved_pruner, llama, tmp_path):
     llama.to(torch.bfloat16).save_pretrained(tmp_path / "dense")
-    pruner.save_pretrained(tmp_path / "pruner")
     budget = 0.9 * sum(p.nbytes for p in llama.parameters())  # out of reach in the float32 that the pruner was made in
     with pytest.raises(InfeasibleBudgetError):
         pruner.plan(memory=budget)
-    options = {"--pruner": tmp_path / "pruner", "--memory": budget, "--out": tmp_path / "o"}
+    options = {"--pruner": saved_pruner, "--memory": budget, "--out": tmp_path / "o"}
     arguments = ["prune", tmp_path / "dense", *(word for option in options.items() for word in option)]
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
     assert result.exit_code == 0
     assert sum(p.nbytes for p in AutoModelForCausalLM.from_pretrained(tmp_path / "o").parameters()) <= budget
 
 
-def test_things_that_are_no_model(pruner, tmp_path):
+def test_things_that_are_no_model(pruner, saved_pruner, tmp_path):
     with pytest.raises(InvalidInputError, match="model is a int"):
         pruner.prune(5, 0.3)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InvalidInputError, match="cannot be read as a model"):
         LOPPruner.from_pretrained(tmp_path)
-    pruner.save_pretrained(tmp_path / "pruner")
     with pytest.raises(UnsupportedModelError, match="is a pruner"):
-        inspect_model(tmp_path / "pruner")
+        inspect_model(saved_pruner)
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -105,19 +103,18 @@ def test_a_depth_out_of_reach_is_refused_before_a_config_is_built(tmp_path, nest
         PreTrainedConfig.get_config_dict(tmp_path)
 
 
-def test_widths_that_are_not_those_of_the_weights(pruner, dense, tmp_path):
+def test_widths_that_are_not_those_of_the_weights(pruner, saved_pruner, dense, tmp_path):
     pruner.prune(dense, 0.3).save_pretrained(tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     config["intermediate_size"] = [3] * 4
     (tmp_path / "out" / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointMismatchError, match="mismatched"):
         load_model(tmp_path / "out")
-    pruner.save_pretrained(tmp_path / "pruner")
-    config = json.loads((tmp_path / "pruner" / "config.json").read_text())
+    config = json.loads((saved_pruner / "config.json").read_text())
     config["base_size"]["widths"] = [48] * 3
-    (tmp_path / "pruner" / "config.json").write_text(json.dumps(config))
+    (saved_pruner / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointMismatchError, match="mismatched"):
-        LOPPruner.from_pretrained(tmp_path / "pruner")
+        LOPPruner.from_pretrained(saved_pruner)
 
 
 @pytest.mark.parametrize(
@@ -128,16 +125,15 @@ def test_widths_that_are_not_those_of_the_weights(pruner, dense, tmp_path):
         ("dtype", "int8"),
     ],
 )
-def test_a_damaged_description_of_the_base_model(pruner, tmp_path, key, value):
-    pruner.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
+def test_a_damaged_description_of_the_base_model(saved_pruner, key, value):
+    config = json.loads((saved_pruner / "config.json").read_text())
     if key == "widths":
         config["base_size"]["widths"] = value
     else:
         config["base_dtype"] = value
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (saved_pruner / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointMismatchError, match=f"base_.*{key} is"):
-        LOPPruner.from_pretrained(tmp_path)
+        LOPPruner.from_pretrained(saved_pruner)
 
 
 @pytest.mark.parametrize(
@@ -145,19 +141,17 @@ def test_a_damaged_description_of_the_base_model(pruner, tmp_path, key, value):
     [{"ratio": "x", "ratios": [0.5] * 4}, {"ratio": float("nan"), "ratios": [0.5] * 4}, {"ratio": 0.5, "ratios": 0.5}]
     + [{"ratio": 0.5, "ratios": ratios} for ratios in ([2] * 4, ["a"] * 4, [0.5] * 3)],
 )
-def test_table_rows(pruner, tmp_path, row):
-    pruner.save_pretrained(tmp_path / "pruner")
-    loaded = LOPPruner.from_pretrained(tmp_path / "pruner")
+def test_table_rows(saved_pruner, row):
+    loaded = LOPPruner.from_pretrained(saved_pruner)
     with pytest.raises(InvalidInputError, match="Row 0 of the table"):
         loaded.train_predictor("mlp", table=[row])
 
 
-def test_a_pruner_in_a_pickle(pruner, tmp_path):
-    pruner.save_pretrained(tmp_path)
-    torch.save(pruner.state_dict(), tmp_path / "pytorch_model.bin")
-    (tmp_path / "model.safetensors").unlink()
+def test_a_pruner_in_a_pickle(pruner, saved_pruner):
+    torch.save(pruner.state_dict(), saved_pruner / "pytorch_model.bin")
+    (saved_pruner / "model.safetensors").unlink()
     with pytest.raises(CheckpointMismatchError, match=r"no model\.safetensors"):
-        LOPPruner.from_pretrained(tmp_path)
+        LOPPruner.from_pretrained(saved_pruner)
 
 
 def test_a_commit_is_recorded_with_its_own_repository_only(pruner, llama):

@@ -247,6 +247,7 @@ def test_hostile_names_stay_data():
     assert "| dataset | a\\|b # Title &lt;script> |" in card
 
 
+@pytest.mark.slow
 def test_a_card_of_ones_own_is_kept(tmp_path):
     config, plan = LOPConfig(**LOP), lambda ratio: [round(1000 * (1 - ratio))] * 6
     save_pruner_extras(config, plan, tmp_path, "org/first")

@@ -228,6 +228,7 @@ def test_a_single_sample_and_seed_give_valid_json_and_no_spread(built, pruners):
     assert "nan" not in result.to_markdown()
 
 
+@pytest.mark.slow
 def test_everything_is_saved_and_plots_are_pictures(compared, tmp_path):
     plain = Comparison(tuple(row for row in compared[0].rows if row.recover is None), compared[0].settings)
     files = plain.save(tmp_path / "new")

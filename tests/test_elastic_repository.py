@@ -93,7 +93,7 @@ def test_every_size_equals_ordinary_pruning(repositories, built, kind):
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=() if kind in ("gated", "conv1d") else pytest.mark.slow) for kind in CONFIGS]
+    "kind", [pytest.param(kind, marks=() if kind == "gated" else pytest.mark.slow) for kind in CONFIGS]
 )
 def test_recovery_equals_that_of_ordinary_pruning(built, kind, tmp_path):
     """Within the stored columns from their products with the sketch, beyond from the whole projection."""

@@ -303,6 +303,7 @@ class TestAnswers:
         assert second[1] == 4
         assert second[0] != first[0]
 
+    @pytest.mark.slow
     def test_the_command_lines_cache_knows_weights_too(self, tasks, tmp_path, monkeypatch):
         """lmms-eval's own key has the folder's name, so a folder that was saved anew would get old answers."""
         from lmms_eval.evaluator import simple_evaluate
@@ -410,6 +411,7 @@ class TestResults:
         with pytest.raises(InvalidInputError, match="is no JSON"):
             Results.load(tmp_path / "other.json")
 
+    @pytest.mark.slow
     def test_the_paper_on_the_command_line(self, tasks, pruned, tmp_path):
         common = ["--tasks", "lop-paper", "--include-path", str(tasks), "--batch-size", "8", "--dtype", "float32"]
         dense = str(tmp_path / "dense.json")

@@ -16,7 +16,7 @@ from hf_lop.ffn.slicing import slice_ffns
 from hf_lop.pairs import training_pairs
 from hf_lop.pruner import LOPPruner
 from hf_lop.recoveries import fit_recovery
-from tests.conftest import text_batches
+from tests.conftest import slow, text_batches
 
 SEARCH = {"search": "mcts", "targets": (0.3, 0.5), "evaluations": 6, "predictor": "mlp"}
 
@@ -25,7 +25,7 @@ def fit(model, journal=None, **changes):
     return LOPPruner.fit(model, text_batches(2), text_batches(1, seed=1), journal=journal, **{**SEARCH, **changes})
 
 
-@pytest.mark.parametrize("search", ["mcts", "cmaes"])
+@pytest.mark.parametrize("search", ["mcts", *slow("cmaes")])
 def test_a_search_is_at_least_as_good_as_its_start(built, search):
     model = built["gated"]
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -100,7 +100,7 @@ TEXTS = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["texts", "chats", "dataset", "file"])
+@pytest.mark.parametrize("kind", ["texts", "chats", *slow("dataset", "file")])
 def test_samples_of_every_kind_are_split_and_recorded(kind, tmp_path):
     model, processor = demo.load_model()
     rows = demo.load_data("search", 12)
@@ -122,6 +122,7 @@ def test_samples_of_every_kind_are_split_and_recorded(kind, tmp_path):
         assert ready.config.search_table == found.config.search_table
 
 
+@pytest.mark.slow
 def test_a_folder_brings_its_processor_and_no_report_may_be_left():
     found = LOPPruner.fit(demo.MODEL_DIR, TEXTS, samples=4, search_samples=2, targets=(0.5,), predictor="mlp")
     assert found.config.calibration["samples"] == {"calibration": 4, "search": 2}
@@ -213,7 +214,7 @@ def test_a_fit_killed_at_ten_random_moments_resumes_each_time_to_the_same_pruner
         assert resumed.plan(0.4) == expected.plan(0.4)
 
 
-@pytest.mark.parametrize("kind", ["gated", "conv1d", "fused"])
+@pytest.mark.parametrize("kind", ["gated", *slow("conv1d", "fused")])
 def test_candidates_are_judged_as_prune_leaves_them(built, kind):
     """The reward that a search saw is the pruned model's own, recovery included."""
     search = text_batches(2, seed=1)
@@ -238,6 +239,7 @@ def test_candidates_are_judged_as_prune_leaves_them(built, kind):
     assert row["reward"] != pytest.approx(pruned[None], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_probes_after_recovery_are_kept_apart_in_the_journal(built, tmp_path):
     calibration, options = text_batches(12), {"targets": (0.5,), "predictor": "mlp", "journal": tmp_path}
     first = LOPPruner.fit(built["gated"], calibration, text_batches(1, seed=1), recover="sketch", **options)

@@ -89,7 +89,7 @@ def test_a_search_s_own_plans(searched, llama, method):
 
 
 def test_methods_that_a_pruner_was_not_fitted_for(pruner, searched, llama, monkeypatch):
-    monkeypatch.setattr("hf_lop.pruner.load_model", None)  # refused before a model is loaded
+    monkeypatch.setattr("hf_lop.pruning.load_model", None)  # refused before a model is loaded
     for method in ("mcts", "cmaes"):
         with pytest.raises(
             InvalidInputError, match=f'fitted with additive. Fit one with LOPPruner.fit.*search="{method}"'

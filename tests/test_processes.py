@@ -27,7 +27,7 @@ from hf_lop.probing import probe_layers
 from hf_lop.processes import Processes, launched
 from hf_lop.pruner import LOPPruner
 from hf_lop.rewards import REWARDS, Reward, _ratio
-from tests.conftest import text_batches
+from tests.conftest import slow, text_batches
 from tests.test_rewards import WIDTHS, answered, orders
 from tests.tiny_models import tiny_inputs, tiny_model
 
@@ -175,7 +175,7 @@ def test_probes_do_not_depend_on_the_order_of_batches(llama, monkeypatch):
         np.testing.assert_array_equal(found, np.full((2, 4, 2), math.fsum(sums.values()) / 5))
 
 
-@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("count", [2, *slow(3, 5)])
 def test_probes_and_rewards_are_those_of_one_process(llama, count):
     batches = [*answered(text_batches(3)), {"input_ids": torch.tensor([[5]]), "labels": torch.tensor([[-100]])}]
     batches += answered(text_batches(1, seed=3))  # four that count, and one without a prediction

@@ -177,34 +177,30 @@ class TestFiles:
         assert reloaded.config.calibration["samples"] == 4
         assert isinstance(AutoModel.from_pretrained(tmp_path), LOPPruner)
 
-    def test_half_precision_keeps_the_order(self, pruner, tmp_path):
-        pruner.save_pretrained(tmp_path)
-        half = LOPPruner.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    def test_half_precision_keeps_the_order(self, pruner, saved_pruner):
+        half = LOPPruner.from_pretrained(saved_pruner, dtype=torch.bfloat16)
         assert torch.equal(half.neuron_order, pruner.neuron_order)
         assert sum(half.plan(0.5).widths) == 96
 
-    def test_truncated_file(self, pruner, tmp_path):
-        pruner.save_pretrained(tmp_path)
-        path = tmp_path / "model.safetensors"
+    def test_truncated_file(self, saved_pruner):
+        path = saved_pruner / "model.safetensors"
         path.write_bytes(path.read_bytes()[:-100])
         with pytest.raises(CheckpointMismatchError, match="truncated or damaged"):
-            LOPPruner.from_pretrained(tmp_path)
+            LOPPruner.from_pretrained(saved_pruner)
 
-    def test_missing_weight(self, pruner, tmp_path):
-        pruner.save_pretrained(tmp_path)
-        weights = load_file(tmp_path / "model.safetensors")
+    def test_missing_weight(self, saved_pruner):
+        weights = load_file(saved_pruner / "model.safetensors")
         del weights["neuron_order"]
-        save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        save_file(weights, saved_pruner / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(CheckpointMismatchError, match="neuron_order"):
-            LOPPruner.from_pretrained(tmp_path)
+            LOPPruner.from_pretrained(saved_pruner)
 
-    def test_tampered_order(self, pruner, tmp_path, llama):
-        pruner.save_pretrained(tmp_path)
-        weights = load_file(tmp_path / "model.safetensors")
+    def test_tampered_order(self, saved_pruner, llama):
+        weights = load_file(saved_pruner / "model.safetensors")
         weights["neuron_order"][50] = weights["neuron_order"][51]
-        save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        save_file(weights, saved_pruner / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(CheckpointMismatchError, match="layer 1 is no permutation"):
-            LOPPruner.from_pretrained(tmp_path).prune(llama, 0.3)
+            LOPPruner.from_pretrained(saved_pruner).prune(llama, 0.3)
         assert llama.config.intermediate_size == 48
 
     def test_not_a_pruner(self, llama, tmp_path):
@@ -258,6 +254,7 @@ class TestTampered:
 
 
 class TestPredictorTable:
+    @pytest.mark.slow
     def test_retraining_on_another_table(self, pruner, tmp_path):
         table = [{"ratio": r, "ratios": [r] * 4} for r in np.linspace(0, 0.8, 81).tolist()]
         path = tmp_path / "table.json"

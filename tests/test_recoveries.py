@@ -16,7 +16,7 @@ from hf_lop.ffn.slicing import slice_ffns
 from hf_lop.ffn.statistics import collect_statistics
 from hf_lop.pruner import LOPPruner
 from hf_lop.recoveries import RECOVERIES, choose_recovery
-from tests.conftest import CONFIGS, text_batches
+from tests.conftest import CONFIGS, slow, text_batches
 from tests.test_recovery import activations, some_kept
 from tests.tiny_models import tiny_inputs, tiny_model
 
@@ -116,7 +116,7 @@ def biased(name, tmp_path, builder=tiny_model, dtype=torch.float32):
         return pruned, batch, pruned(**batch).logits
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2_5_vl", "llava", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", "qwen2_5_vl", *slow("llava", "gemma3")])
 def test_the_bias_survives_saving_and_loading(name, tmp_path):
     pruned, batch, logits = biased(name, tmp_path)
     auto = AutoModelForCausalLM if name == "llama" else AutoModelForImageTextToText
@@ -147,7 +147,7 @@ def test_the_bias_loads_without_hf_lop(name, tmp_path, monkeypatch):
     torch.testing.assert_close(torch.load(tmp_path / "batch.pt"), logits.detach(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["plain_bias", "conv1d", "gated_bias"])
+@pytest.mark.parametrize("kind", ["gated_bias", *slow("plain_bias", "conv1d")])
 def test_where_there_are_biases_the_architecture_stays(built, kind, tmp_path):
     keys = set(built[kind].state_dict())
     pruned, batch, logits = biased(kind, tmp_path, builder=lambda name: copy.deepcopy(built[name]))

@@ -13,7 +13,7 @@ from hf_lop.ffn.moments import second_moments
 from hf_lop.ffn.recovery import recover_fold, recover_lstsq, set_output_weights
 from hf_lop.ffn.slicing import slice_ffns
 from hf_lop.ffn.statistics import collect_statistics
-from tests.conftest import CONFIGS, text_batches
+from tests.conftest import CONFIGS, slow, text_batches
 from tests.families import build, text_inputs
 from tests.tiny_models import tiny_inputs, tiny_model
 
@@ -139,7 +139,7 @@ def test_least_squares_is_what_its_formula_says(built, kind):
         torch.testing.assert_close(weight.double(), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["gated", "plain_bias", "conv1d", "fused"])
+@pytest.mark.parametrize("kind", ["gated", *slow("plain_bias", "conv1d", "fused")])
 def test_held_out_outputs_come_closer(built, kind):
     """Every layer by itself, on tokens that were not calibrated on."""
     model, report = built[kind], text_batches(40, seed=9)

@@ -15,7 +15,7 @@ from hf_lop.ffn.replay import record_batches
 from hf_lop.ffn.slicing import mask_neurons, slice_ffns
 from hf_lop.probing import probe_layers
 from hf_lop.rewards import REWARDS, Reward, Score, reward_name, scorer
-from tests.conftest import text_batches
+from tests.conftest import slow, text_batches
 from tests.families import build, text_inputs
 from tests.tiny_models import tiny_inputs, tiny_model
 
@@ -241,7 +241,7 @@ def slow_probes(model, ffns, order, batches, ratios, context=0.0):
 
 
 @pytest.mark.parametrize("answers", [True, False])
-@pytest.mark.parametrize("name", ["llama", "qwen3_vl", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", *slow("qwen3_vl", "gemma3")])
 def test_probes_equal_masked_models(name, answers):
     model = tiny_model(name)
     batches = [tiny_inputs(name, seed) for seed in range(2)]

@@ -231,6 +231,7 @@ class TestPruner:
         with pytest.raises((CheckpointMismatchError, InvalidInputError), match=words):
             LOPPruner.from_pretrained(tmp_path)
 
+    @pytest.mark.slow
     def test_none_and_bad_sizes(self, built):
         bare = LOPPruner.fit(built["gated"], text_batches(2), text_batches(1, seed=1), sketch_rows=0, predictor="mlp")
         assert (bare.config.sketch_rows, bare.directions()) == (0, [])
