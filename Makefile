@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 TORCH ?= torch torchvision
-TWO = --numprocesses 2 --dist loadfile  # each process computes with one thread
+TWO = --numprocesses 2 --dist worksteal  # each process computes with one thread
 
 .PHONY: quickstart test test-fast lint clean
 

@@ -98,7 +98,7 @@ def sketch_rows(
 
     def fit(rows: torch.Tensor) -> torch.Tensor:
         cross = gather(rows, 1, removed).to(wide) @ lost
-        return torch.addmm(gather(rows, 1, kept).to(wide), cross, spread).to(dtype)
+        return gather(rows, 1, kept).to(wide).addmm_(cross, spread).to(dtype)  # it is a copy already
 
     return fit
 
