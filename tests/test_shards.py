@@ -224,6 +224,7 @@ def test_the_hub_is_asked_for_single_ranges(tmp_path):
     assert all(commit in path for _, path, _ in hub.log if ".safetensors" in path)
 
 
+@pytest.mark.slow
 def test_after_a_fork_both_processes_read_the_right_rows(tmp_path):
     """Each reads its own rows through the file that both have open."""
     save_file({"a": torch.zeros(400, 16), "b": torch.ones(400, 16)}, tmp_path / "model.safetensors")

@@ -1,5 +1,8 @@
 """Commands that cut a model: `prune`, and `quickstart` with the embedded demo."""
 
+import contextlib
+import os
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -80,6 +83,8 @@ def prune(
         from hf_lop.errors import InvalidInputError
 
         raise InvalidInputError(f"--stream writes a folder only. Leave out --push-to, then: hf upload {push_to} {out}")
+    if stream:
+        threading.Thread(target=_warm, args=(Path(model),), daemon=True).start()
     from hf_lop.pruner import LOPPruner
     from hf_lop.recoveries import RECOVERIES
 
@@ -105,3 +110,14 @@ def prune(
     report = {"out": str(out), "pruning_config": pruned.config.pruning_config, "parameters": pruned.num_parameters()}
     report |= push(pruned, push_to, private=private, collection=collection)
     show(report, f"Saved {out}: {report['parameters']:,} parameters. Load it with from_pretrained.", as_json)
+
+
+def _warm(folder: Path) -> None:
+    """Let the system fetch the first weights of a folder, while imports take as long as several gigabytes do."""
+    # What is wrong with a file is said where it is used; not every system knows how much memory it has.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        left, buffer = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8, bytearray(2**22)
+        for path in sorted(folder.glob("*.safetensors")):
+            with path.open("rb", buffering=0) as stream:
+                while left > 0 and (count := stream.readinto(buffer)):
+                    left -= count
