@@ -14,9 +14,9 @@ import sys
 import tempfile
 
 import torch
+from demo_benchmarks import write_benchmarks
 
 from hf_lop import demo, evaluate
-from hf_lop.demo.benchmarks import write_benchmarks
 
 
 def main() -> None:

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from hf_lop import LOPPruner, demo, evaluate
-from hf_lop.data import model_batches, read_rows, split_rows
 from hf_lop.evaluation.paper import HEADINGS, NAME, PaperScores
 from hf_lop.evaluation.results import Results
-from hf_lop.hub.loading import load_model, load_processor
+from hf_lop.hub.read.load import load_model, load_processor
+from hf_lop.learning.data import model_batches, read_rows, split_rows
 
 MMBENCH = "mmbench_en_dev_static"
 RATIOS = (0.2, 0.3, 0.5)
@@ -81,7 +81,7 @@ def arguments() -> argparse.Namespace:
     given.tasks = []
     given.dtype = "auto"
     if given.demo:
-        from hf_lop.demo.benchmarks import write_benchmarks
+        from demo_benchmarks import write_benchmarks
 
         given.model, given.dtype = str(demo.MODEL_DIR), "float32"
         given.data = str(given.work / "questions.parquet")

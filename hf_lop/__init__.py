@@ -10,36 +10,36 @@ from typing import TYPE_CHECKING, Any
 
 import wrapt
 
+from hf_lop.version import __version__
+
 if TYPE_CHECKING:
-    from hf_lop.allocation.additive import additive_plans as additive_plans
-    from hf_lop.configuration_lop import LOPConfig as LOPConfig
     from hf_lop.errors import LOPError as LOPError
     from hf_lop.evaluation.run import evaluate as evaluate
-    from hf_lop.ffn.discovery import find_ffns as find_ffns
-    from hf_lop.ffn.importance import neuron_importance as neuron_importance
-    from hf_lop.ffn.slicing import slice_ffns as slice_ffns
-    from hf_lop.ffn.statistics import collect_statistics as collect_statistics
-    from hf_lop.hub.exports import export as export
-    from hf_lop.inspection import inspect_model as inspect_model
-    from hf_lop.plan import Plan as Plan
-    from hf_lop.pruner import LOPPruner as LOPPruner
-
-__version__ = "0.1.0"
+    from hf_lop.hub.export.export import export as export
+    from hf_lop.hub.read.inspect import inspect_model as inspect_model
+    from hf_lop.learning.config import LOPConfig as LOPConfig
+    from hf_lop.learning.importance import neuron_importance as neuron_importance
+    from hf_lop.learning.statistics import collect_statistics as collect_statistics
+    from hf_lop.planning.additive import additive_plans as additive_plans
+    from hf_lop.planning.plan import Plan as Plan
+    from hf_lop.pruner.pruner import LOPPruner as LOPPruner
+    from hf_lop.units.find import find_ffns as find_ffns
+    from hf_lop.units.slice import slice_ffns as slice_ffns
 
 # Public name -> module that defines it; imported on first use.
 _PUBLIC = {
-    "LOPConfig": "hf_lop.configuration_lop",
+    "LOPConfig": "hf_lop.learning.config",
     "LOPError": "hf_lop.errors",
-    "LOPPruner": "hf_lop.pruner",
-    "Plan": "hf_lop.plan",
-    "additive_plans": "hf_lop.allocation.additive",
-    "collect_statistics": "hf_lop.ffn.statistics",
+    "LOPPruner": "hf_lop.pruner.pruner",
+    "Plan": "hf_lop.planning.plan",
+    "additive_plans": "hf_lop.planning.additive",
+    "collect_statistics": "hf_lop.learning.statistics",
     "evaluate": "hf_lop.evaluation.run",
-    "export": "hf_lop.hub.exports",
-    "find_ffns": "hf_lop.ffn.discovery",
-    "inspect_model": "hf_lop.inspection",
-    "neuron_importance": "hf_lop.ffn.importance",
-    "slice_ffns": "hf_lop.ffn.slicing",
+    "export": "hf_lop.hub.export.export",
+    "find_ffns": "hf_lop.units.find",
+    "inspect_model": "hf_lop.hub.read.inspect",
+    "neuron_importance": "hf_lop.learning.importance",
+    "slice_ffns": "hf_lop.units.slice",
 }
 
 __all__ = [*_PUBLIC, "__version__"]
@@ -56,22 +56,22 @@ def __dir__() -> list[str]:
 
 
 def _read_widths(_module: ModuleType) -> None:
-    from hf_lop import modeling_lop
-    from hf_lop.hub import revisions
+    from hf_lop.hub.read import revisions
+    from hf_lop.units import modeling_lop
 
     modeling_lop.install()
     revisions.install()
 
 
 def _save_whole(_module: ModuleType) -> None:
-    from hf_lop.hub import hooks
+    from hf_lop.hub.write import hooks
 
     hooks.install()
     hooks.install_sizes(_load_size)
 
 
 def _load_size(*args: Any, **kwargs: Any) -> Any:
-    return importlib.import_module("hf_lop.pulling").load_size(*args, **kwargs)
+    return importlib.import_module("hf_lop.pruner.sizes").load_size(*args, **kwargs)
 
 
 # Each runs at once if its module is there already, else when that is first imported.

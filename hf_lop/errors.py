@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hf_lop.modeling_lop import CheckpointMismatchError, LOPError, UnsupportedModelError
+from hf_lop.units.modeling_lop import CheckpointMismatchError, LOPError, UnsupportedModelError
 
 __all__ = [
     "CheckpointMismatchError",

@@ -3,11 +3,13 @@
 import copy
 import os
 import shutil
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # scripts there import their neighbours
 
 import pytest
 import torch
@@ -72,7 +74,7 @@ def text_batches(count, seed=0, padded=False):
 
 @pytest.fixture(scope="session")
 def pruner(built):
-    from hf_lop.pruner import LOPPruner
+    from hf_lop.pruner.pruner import LOPPruner
 
     return LOPPruner.fit(
         built["gated"], text_batches(2), text_batches(1, seed=1), base_model="org/base", provenance={"samples": 4}

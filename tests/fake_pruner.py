@@ -4,10 +4,10 @@ from dataclasses import asdict
 
 import torch
 
-from hf_lop.configuration_lop import LOPConfig
-from hf_lop.ffn.discovery import find_ffns
-from hf_lop.ffn.size import measure_size
-from hf_lop.pruner import LOPPruner
+from hf_lop.learning.config import LOPConfig
+from hf_lop.pruner.pruner import LOPPruner
+from hf_lop.units.find import find_ffns
+from hf_lop.units.size import measure_size
 
 
 def fake_pruner(model, *, sketch_rows=8, seed=0):

@@ -4,10 +4,10 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from hf_lop.ffn.discovery import find_ffns
-from hf_lop.ffn.size import measure_size
-from hf_lop.ffn.slicing import slice_ffns
-from hf_lop.hub.gguf_tokenizer import PRE_TOKENIZERS
+from hf_lop.hub.export.gguf_tokenizer import PRE_TOKENIZERS
+from hf_lop.units.find import find_ffns
+from hf_lop.units.size import measure_size
+from hf_lop.units.slice import slice_ffns
 from tests.tiny_models import TEXT, randomize
 
 WIDTHS = [96, 40, 17, 64]

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from hf_lop.errors import UnsupportedModelError
-from hf_lop.ffn.slicing import mask_neurons, slice_ffns
-from hf_lop.modeling_lop import find_ffns, layer_widths, text_configs
+from hf_lop.units.modeling_lop import find_ffns, layer_widths, text_configs
+from hf_lop.units.slice import mask_neurons, slice_ffns
 from tests.families import build, text_inputs
 
 Inputs = dict[str, torch.Tensor]

@@ -21,10 +21,11 @@ import numpy as np
 import torch
 
 from hf_lop import LOPPruner, demo
-from hf_lop.allocation import SearchSpace, target_grid
-from hf_lop.pairs import training_pairs
-from hf_lop.predictors import PREDICTORS, build_predictor, train_predictor
-from hf_lop.rewards import Reward
+from hf_lop.learning.pairs import training_pairs
+from hf_lop.learning.predictors import PREDICTORS, build_predictor, train_predictor
+from hf_lop.learning.rewards import Reward
+from hf_lop.planning.space import SearchSpace
+from hf_lop.planning.table import target_grid
 
 RESULTS = Path(__file__).parent / "results"
 DRAWN, REPORT, EVALUATIONS, SEEDS = 100, 200, 24, 3

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from hf_lop import demo
-from hf_lop.compare import compare, fit_pruners
+from hf_lop.evaluation.comparison.compare import compare, fit_pruners
 
 RESULTS = Path(__file__).parent / "results"
 DRAWN, REPORT, EVALUATIONS = 240, 400, 24

@@ -15,10 +15,10 @@ import sys
 import torch
 
 from hf_lop import demo
-from hf_lop.allocation import project
-from hf_lop.ffn.discovery import find_ffns
-from hf_lop.ffn.importance import neuron_importance, neuron_order
-from hf_lop.ffn.slicing import slice_ffns
+from hf_lop.learning.importance import neuron_importance, neuron_order
+from hf_lop.planning.budget import project
+from hf_lop.units.find import find_ffns
+from hf_lop.units.slice import slice_ffns
 
 
 def main() -> None:

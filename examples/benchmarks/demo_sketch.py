@@ -11,7 +11,7 @@ import tempfile
 import torch
 
 from hf_lop import demo
-from hf_lop.compare import compare
+from hf_lop.evaluation.comparison.compare import compare
 
 RATIOS = (0.3, 0.5, 0.7)
 

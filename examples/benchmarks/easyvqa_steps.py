@@ -13,18 +13,21 @@ import torch
 from steps import Clock, Steps
 
 from hf_lop import LOPPruner
-from hf_lop.allocation import CMAES, MCTS, SearchSpace, run_search
-from hf_lop.ffn.discovery import prunable_ffns
-from hf_lop.ffn.importance import neuron_importance, neuron_order
-from hf_lop.ffn.moments import second_moments
-from hf_lop.ffn.recovery import recover_lstsq, set_output_weights
-from hf_lop.ffn.replay import record_batches
-from hf_lop.ffn.sequential import recover_in_turn
-from hf_lop.ffn.size import measure_size
-from hf_lop.ffn.slicing import slice_ffns
-from hf_lop.ffn.statistics import collect_statistics
-from hf_lop.methods import choose
-from hf_lop.rewards import Reward
+from hf_lop.learning.decoder.replay import record_batches
+from hf_lop.learning.importance import neuron_importance, neuron_order
+from hf_lop.learning.rewards import Reward
+from hf_lop.learning.statistics import collect_statistics
+from hf_lop.planning.cmaes import CMAES
+from hf_lop.planning.mcts import MCTS
+from hf_lop.planning.search import run_search
+from hf_lop.planning.space import SearchSpace
+from hf_lop.pruner.methods import choose
+from hf_lop.recovery.by_layer import recover_lstsq, set_output_weights
+from hf_lop.recovery.in_turn import recover_in_turn
+from hf_lop.recovery.moments import second_moments
+from hf_lop.units.find import prunable_ffns
+from hf_lop.units.size import measure_size
+from hf_lop.units.slice import slice_ffns
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "beds"))
 import easyvqa

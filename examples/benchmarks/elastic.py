@@ -32,9 +32,9 @@ from transformers import LlamaForCausalLM
 from transformers.models.llama import LlamaConfig
 
 from hf_lop import demo
-from hf_lop.ffn.discovery import find_ffns
-from hf_lop.ffn.slicing import slice_ffns
-from hf_lop.rewards import Reward
+from hf_lop.learning.rewards import Reward
+from hf_lop.units.find import find_ffns
+from hf_lop.units.slice import slice_ffns
 
 Batches = Sequence[dict[str, Any]]
 

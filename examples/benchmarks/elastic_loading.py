@@ -36,9 +36,9 @@ import torch  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Qwen2Config, Qwen2ForCausalLM  # noqa: E402
 
 from hf_lop import LOPPruner, demo  # noqa: E402
-from hf_lop.ffn.size import ModelSize  # noqa: E402
-from hf_lop.hub.elastic import SHARE  # noqa: E402
-from hf_lop.hub.files import Folder  # noqa: E402
+from hf_lop.hub.elastic.write import SHARE  # noqa: E402
+from hf_lop.hub.read.files import Folder  # noqa: E402
+from hf_lop.units.size import ModelSize  # noqa: E402
 from tests.fake_pruner import fake_pruner  # noqa: E402
 from tests.hub_server import File, Repository, run_python, serve  # noqa: E402
 

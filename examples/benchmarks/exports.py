@@ -20,11 +20,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_lop
-from hf_lop.ffn.discovery import find_ffns
-from hf_lop.ffn.importance import neuron_importance
-from hf_lop.ffn.size import measure_size
-from hf_lop.ffn.slicing import slice_ffns
-from hf_lop.ffn.statistics import collect_statistics
+from hf_lop.learning.importance import neuron_importance
+from hf_lop.learning.statistics import collect_statistics
+from hf_lop.units.find import find_ffns
+from hf_lop.units.size import measure_size
+from hf_lop.units.slice import slice_ffns
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "beds"))

@@ -20,10 +20,10 @@ import torch
 from transformers import Qwen2ForCausalLM
 from transformers.models.qwen2 import Qwen2Config
 
-from hf_lop.configuration_lop import LOPConfig
-from hf_lop.ffn.discovery import find_ffns
-from hf_lop.ffn.slicing import slice_ffns
-from hf_lop.pruner import LOPPruner
+from hf_lop.learning.config import LOPConfig
+from hf_lop.pruner.pruner import LOPPruner
+from hf_lop.units.find import find_ffns
+from hf_lop.units.slice import slice_ffns
 
 HIDDEN, WIDTH = 3584, 18944  # Qwen2.5-VL-7B
 

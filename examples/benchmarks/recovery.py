@@ -31,13 +31,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_lop.ffn.discovery import prunable_ffns
-from hf_lop.ffn.importance import neuron_importance, neuron_order, output_weight
-from hf_lop.ffn.moments import second_moments
-from hf_lop.ffn.recovery import recover_fold, recover_lstsq, set_output_weights
-from hf_lop.ffn.sequential import recover_in_turn
-from hf_lop.ffn.slicing import slice_ffns
-from hf_lop.ffn.statistics import collect_statistics
+from hf_lop.learning.importance import neuron_importance, neuron_order, output_weight
+from hf_lop.learning.statistics import collect_statistics
+from hf_lop.recovery.by_layer import recover_fold, recover_lstsq, set_output_weights
+from hf_lop.recovery.in_turn import recover_in_turn
+from hf_lop.recovery.moments import second_moments
+from hf_lop.units.find import prunable_ffns
+from hf_lop.units.slice import slice_ffns
 
 DAMPINGS = (0.01, 0.1, 0.3)
 

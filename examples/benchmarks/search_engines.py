@@ -21,7 +21,11 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hf_lop.allocation import CMAES, MCTS, Search, SearchSpace, additive_plans, run_search
+from hf_lop.planning.additive import additive_plans
+from hf_lop.planning.cmaes import CMAES
+from hf_lop.planning.mcts import MCTS
+from hf_lop.planning.search import Search, run_search
+from hf_lop.planning.space import SearchSpace
 
 LAYERS, WIDTHS = 28, (18944,) * 28
 PROBES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 0.95)

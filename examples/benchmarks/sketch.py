@@ -26,13 +26,13 @@ from typing import Any
 
 import torch
 
-from hf_lop.ffn.discovery import prunable_ffns
-from hf_lop.ffn.importance import neuron_importance, neuron_order, output_weight
-from hf_lop.ffn.moments import second_moments
-from hf_lop.ffn.recovery import recover_lstsq, recover_sketch, set_output_weights
-from hf_lop.ffn.sketch import Sketch, Sketcher
-from hf_lop.ffn.slicing import slice_ffns
-from hf_lop.ffn.statistics import collect_statistics
+from hf_lop.learning.importance import neuron_importance, neuron_order, output_weight
+from hf_lop.learning.sketch import Sketch, Sketcher
+from hf_lop.learning.statistics import collect_statistics
+from hf_lop.recovery.by_layer import recover_lstsq, recover_sketch, set_output_weights
+from hf_lop.recovery.moments import second_moments
+from hf_lop.units.find import prunable_ffns
+from hf_lop.units.slice import slice_ffns
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "beds"))
 import smollm

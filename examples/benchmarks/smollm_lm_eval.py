@@ -22,9 +22,9 @@ from smollm_steps import Run, smollm
 from steps import cell, main
 
 from hf_lop import evaluate
-from hf_lop.ffn.importance import neuron_order
-from hf_lop.ffn.recovery import recover_lstsq, set_output_weights
-from hf_lop.ffn.slicing import slice_ffns
+from hf_lop.learning.importance import neuron_order
+from hf_lop.recovery.by_layer import recover_lstsq, set_output_weights
+from hf_lop.units.slice import slice_ffns
 
 TASK = "book_continuation"
 QUESTIONS, CONTEXT, SENTENCE = 200, 60, (6, 30)  # how many, and lengths in words

@@ -11,29 +11,27 @@ import numpy as np
 import torch
 from steps import Clock, Steps
 
-from hf_lop.allocation import (
-    CMAES,
-    MCTS,
-    Journal,
-    SearchSpace,
-    additive_plans,
-    global_threshold,
-    learn_table,
-    run_search,
-)
-from hf_lop.ffn.discovery import prunable_ffns
-from hf_lop.ffn.elastic import ElasticModel
-from hf_lop.ffn.importance import neuron_importance, neuron_order
-from hf_lop.ffn.moments import second_moments
-from hf_lop.ffn.recovery import recover_lstsq, set_output_weights
-from hf_lop.ffn.replay import record_batches
-from hf_lop.ffn.size import measure_size
-from hf_lop.ffn.slicing import slice_ffns
-from hf_lop.ffn.statistics import collect_statistics
-from hf_lop.pairs import training_pairs
-from hf_lop.predictors import build_predictor, train_predictor
-from hf_lop.probing import probe_layers
-from hf_lop.rewards import Reward
+from hf_lop.learning.decoder.replay import record_batches
+from hf_lop.learning.importance import neuron_importance, neuron_order
+from hf_lop.learning.pairs import training_pairs
+from hf_lop.learning.predictors import build_predictor, train_predictor
+from hf_lop.learning.probes import probe_layers
+from hf_lop.learning.rewards import Reward
+from hf_lop.learning.statistics import collect_statistics
+from hf_lop.planning.additive import additive_plans
+from hf_lop.planning.baselines import global_threshold
+from hf_lop.planning.cmaes import CMAES
+from hf_lop.planning.journal import Journal
+from hf_lop.planning.mcts import MCTS
+from hf_lop.planning.search import run_search
+from hf_lop.planning.space import SearchSpace
+from hf_lop.planning.table import learn_table
+from hf_lop.recovery.by_layer import recover_lstsq, set_output_weights
+from hf_lop.recovery.moments import second_moments
+from hf_lop.units.find import prunable_ffns
+from hf_lop.units.size import measure_size
+from hf_lop.units.slice import slice_ffns
+from hf_lop.units.views import ElasticModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "beds"))
 import smollm

@@ -32,9 +32,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import hf_lop  # noqa: F401
-from hf_lop.ffn.discovery import find_ffns
-from hf_lop.ffn.size import measure_size
-from hf_lop.ffn.slicing import slice_ffns
+from hf_lop.units.find import find_ffns
+from hf_lop.units.size import measure_size
+from hf_lop.units.slice import slice_ffns
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "beds"))

@@ -41,11 +41,11 @@ def make(work: Path, layers: int) -> None:
     from transformers import AutoConfig, AutoModelForImageTextToText
     from transformers.core_model_loading import revert_weight_conversion
 
-    from hf_lop.configuration_lop import LOPConfig
-    from hf_lop.ffn.discovery import find_ffns
-    from hf_lop.ffn.size import measure_size
-    from hf_lop.ffn.streaming import Output, layout
-    from hf_lop.pruner import LOPPruner
+    from hf_lop.hub.write.tensors import Output, layout
+    from hf_lop.learning.config import LOPConfig
+    from hf_lop.pruner.pruner import LOPPruner
+    from hf_lop.units.find import find_ffns
+    from hf_lop.units.size import measure_size
 
     config = AutoConfig.for_model(
         "qwen2_5_vl", text_config={**TEXT, "num_hidden_layers": layers}, vision_config=VISION, dtype="bfloat16"

@@ -5,15 +5,19 @@ from typing import Annotated
 
 import typer
 
-from hf_lop import __version__
-from hf_lop.cli.comparing import compare
-from hf_lop.cli.elastic import make_elastic, pull
-from hf_lop.cli.exporting import export
-from hf_lop.cli.fitting import fit, train_predictor
-from hf_lop.cli.looking import inspect, plan
+from hf_lop.cli.compare import compare
+from hf_lop.cli.evaluate import evaluate
+from hf_lop.cli.export import export
+from hf_lop.cli.fit import fit
+from hf_lop.cli.inspect import inspect
+from hf_lop.cli.make_elastic import make_elastic
 from hf_lop.cli.options import note
-from hf_lop.cli.pruning import prune, quickstart
-from hf_lop.evaluation.command import evaluate
+from hf_lop.cli.plan import plan
+from hf_lop.cli.prune import prune
+from hf_lop.cli.pull import pull
+from hf_lop.cli.quickstart import quickstart
+from hf_lop.cli.train_predictor import train_predictor
+from hf_lop.version import __version__
 
 app = typer.Typer(
     name="hf-lop",
@@ -49,7 +53,7 @@ for _command in (
 
 def main() -> None:
     """Run the command line; an error the user can mend is one line on stderr and exit code 1."""
-    from hf_lop.modeling_lop import LOPError
+    from hf_lop.units.modeling_lop import LOPError
 
     try:
         app()

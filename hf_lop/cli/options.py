@@ -56,7 +56,7 @@ def push(model: Any, push_to: str | None, *, private: bool, collection: str | No
     commit = model.push_to_hub(push_to, private=private)
     done: dict[str, str | None] = {"pushed_to": str(commit)}
     if collection is not None:
-        from hf_lop.hub.collections import add_to_collection
+        from hf_lop.hub.write.collections import add_to_collection
 
         done["collection"] = add_to_collection(commit.repo_url.repo_id, collection, private=private)
     return done

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-    from hf_lop.pruner import LOPPruner
+    from hf_lop.pruner.pruner import LOPPruner
 
 MODEL_DIR = Path(__file__).parent / "model"
 PRUNER_DIR = Path(__file__).parent / "pruner"
@@ -53,7 +53,7 @@ def load_model() -> "tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcess
 
 def load_pruner() -> "LOPPruner":
     """Load the pruner trained for the demo model."""
-    from hf_lop.pruner import LOPPruner
+    from hf_lop.pruner.pruner import LOPPruner
 
     pruner: LOPPruner = LOPPruner.from_pretrained(PRUNER_DIR)
     return pruner

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from hf_lop import demo
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
-from hf_lop.plan import Plan
+from hf_lop.planning.plan import Plan
 
 # What a user without hf_lop runs: the finder makes sure that this Python really cannot import the package.
 _RELOAD = """

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from hf_lop.errors import InvalidInputError
-from hf_lop.hub.loading import load_model, load_processor
+from hf_lop.hub.read.load import load_model, load_processor
 
 # lmms-eval's own wrapper scales images to these limits; with the processor's wider ones, scores would not compare.
 PIXELS = {"qwen2_5_vl": (256 * 28 * 28, 1605632)}
@@ -48,7 +48,7 @@ def load_evaluated(
     hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     loaded_pruner = None
     if pruner is not None:
-        from hf_lop.pruner import LOPPruner
+        from hf_lop.pruner.pruner import LOPPruner
 
         loaded_pruner = LOPPruner.from_pretrained(pruner)
         loaded_pruner.plan(ratio)  # refuses a bad ratio before the model is fetched

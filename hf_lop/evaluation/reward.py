@@ -11,7 +11,7 @@ from hf_lop.errors import InvalidInputError
 from hf_lop.evaluation.harnesses import need_extra, run_task, wrap
 from hf_lop.evaluation.paper import COLUMNS
 from hf_lop.evaluation.run import assign_tasks, read_folders, read_names
-from hf_lop.rewards import Score
+from hf_lop.learning.rewards import Score
 
 
 class TaskReward:

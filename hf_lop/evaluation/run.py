@@ -9,14 +9,14 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PreTrainedModel
 
-import hf_lop
 from hf_lop.errors import EvaluationError, InvalidInputError
 from hf_lop.evaluation.fingerprint import weight_fingerprint
 from hf_lop.evaluation.harnesses import HARNESSES, knows, need_extra, run_task, task_manager, wrap
 from hf_lop.evaluation.loading import load_evaluated
 from hf_lop.evaluation.paper import NAME, TASKS
 from hf_lop.evaluation.results import Results, TaskResult
-from hf_lop.hub.loading import read_config
+from hf_lop.hub.read.load import read_config
+from hf_lop.version import __version__
 
 
 def evaluate(
@@ -110,7 +110,7 @@ def evaluate(
         pruning=getattr(loaded.config, "pruning_config", None),
         tasks=tuple(found),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        hf_lop_version=hf_lop.__version__,
+        hf_lop_version=__version__,
     )
     if failed:
         summary = EvaluationError(" ".join(str(one) for one in failed))

@@ -1,0 +1,29 @@
+"""The command `inspect`."""
+
+from typing import Annotated
+
+import typer
+
+from hf_lop.cli.options import AsJson, show
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="Hub id or folder.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a model's FFNs, its parameters by part, whether it can be pruned, and how it was."""
+    from hf_lop.hub.read.inspect import inspect_model
+
+    found = inspect_model(model, revision=revision)
+    total = sum(found.parameters.values())
+    lines = [f"{found.name}: {found.architecture} ({found.model_type}), {total:,} parameters"]
+    lines += [f"  {part:<11} {count:>15,}  {count / total:6.1%}" for part, count in found.parameters.items()]
+    lines.append("  can be pruned: " + ("yes" if found.reason is None else f"no. {found.reason}"))
+    if found.pruned:
+        lines += [f"  {key}: {value}" for key, value in found.pruned.items()]
+    lines += [
+        f"  layer {i:>3}  {f.width:>6} neurons  {f.path}: {', '.join(f.inputs)} -> {f.output}"
+        for i, f in enumerate(found.ffns)
+    ]
+    show(found.to_dict(), "\n".join(lines), as_json)

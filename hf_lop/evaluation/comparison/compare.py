@@ -1,0 +1,290 @@
+"""All methods on one model at the same ratios, judged on data that neither calibration nor search has seen."""
+
+import copy
+import functools
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from hf_lop.errors import InvalidInputError
+from hf_lop.evaluation.comparison.table import Comparison, Key, Row, Rows
+from hf_lop.learning.data import fingerprint
+from hf_lop.learning.decoder.replay import IGNORED, record_batches
+from hf_lop.learning.divergence import DenseTop
+from hf_lop.learning.importance import output_weight
+from hf_lop.learning.processes import launched
+from hf_lop.learning.rewards import REWARDS, Score, _by_sample, _ratio
+from hf_lop.planning.plan import Plan, plan_budget
+from hf_lop.pruner.fit import Batches
+from hf_lop.pruner.methods import METHODS, check_method, choose, cold_seconds, usable_methods
+from hf_lop.pruner.pruner import LOPPruner
+from hf_lop.recovery.choose import FROM_DATA, RECOVERIES, choose_recovery, fit_recovery
+from hf_lop.recovery.moments import second_moments
+from hf_lop.units.find import prunable_ffns
+from hf_lop.units.modeling_lop import FFN
+from hf_lop.units.size import ModelSize, measure_size
+from hf_lop.units.slice import slice_ffns
+from hf_lop.units.views import shadow
+
+MOMENTS_BYTES = 2**32  # second moments of all layers that wait in memory for the next row
+
+
+def compare(
+    pruners: Sequence[LOPPruner],
+    model: PreTrainedModel,
+    report: Batches,
+    *,
+    ratios: Sequence[float] = (0.2, 0.3, 0.5, 0.7),
+    methods: Sequence[str] | None = None,
+    recover: Sequence[str | None] = (None,),
+    data: Batches | None = None,
+    rewards: Sequence[str] = ("perplexity",),
+    folder: str | Path | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Prune a model by every method at every ratio, with every recovery, and judge each result on the report batches.
+
+    Every row is a really pruned copy of the model; vision towers run once per batch in all, as the decoder's inputs are
+    recorded. Memory: the model twice, and with "lstsq" up to 4 GB of second moments.
+
+    Args:
+        pruners (`Sequence[LOPPruner]`): one per seed, fitted to this model on different draws of data; the spread over
+            them is the error that the tables state.
+        model (`PreTrainedModel`): the dense model; only read.
+        report (`Iterable[Mapping]`): batches that no pruner was calibrated or searched on. With `labels` only answers count.
+        ratios (`Sequence[float]`): target ratios R, in (0, 1).
+        methods (`Sequence[str]`, *optional*): of `METHODS`; by default all that every pruner can cut by.
+        recover (`Sequence`): of None and `RECOVERIES`: "sequential", "lstsq", "sketch", "fold", "bias". None is the default, so that
+            methods are compared as they are. Biases are not among the parameters counted.
+        data (`Iterable[Mapping]`, *optional*): batches for "sequential" and "lstsq", none of them a report batch.
+        rewards (`Sequence[str]`): of `REWARDS`.
+        folder (`str` or `Path`, *optional*): keeps finished rows in `rows.jsonl`; the same call resumes there, and a call
+            with more methods, ratios or recoveries adds to them.
+        progress (`bool`): show a progress bar on stderr.
+
+    Returns:
+        `Comparison`: the dense row, and one per seed, method, ratio and recovery.
+
+    Raises:
+        UnsupportedModelError: if the model cannot be pruned.
+        CheckpointMismatchError: if a pruner was made for another model.
+        InvalidInputError: if an argument is unknown, a pruner or the recovery has seen the report batches, or the folder
+            belongs to another comparison.
+    """
+    pruners, report, data = list(pruners), list(report), list(data or [])
+    methods = methods or _common_methods(pruners)
+    ffns = prunable_ffns(model)
+    size = measure_size(model, ffns)
+    check_arguments(pruners, ratios, methods, recover, rewards, data)
+    for pruner, method in itertools.product(pruners, methods):
+        check_method(method, pruner.config)
+    for pruner in pruners:
+        pruner.config.check_fits(model, size, strict=False)
+        if "sketch" in recover:
+            choose_recovery("sketch", data=False, sketch=pruner.config.sketch_rows > 0)
+    _check_unseen(pruners, report, data)
+    settings = {
+        "model": {"type": model.config.model_type, **asdict(size)},
+        "weights": fingerprint([{"last output projection": output_weight(model, ffns[-1])}]),
+        "report_sha256": fingerprint(report),
+        "recovery_sha256": fingerprint(data) if data else None,
+        "pruners": [_identity(pruner) for pruner in pruners],
+        "rewards": list(rewards),
+    }
+    rows = Rows(folder, json.loads(json.dumps(settings)))
+    wanted: list[Key] = [("dense", 0.0, None, None)] + [
+        (method, float(ratio), recovery, seed)
+        for seed in range(len(pruners))
+        for method in dict.fromkeys(methods)
+        for ratio in sorted({*ratios})
+        for recovery in dict.fromkeys(recover)
+    ]
+    missing = [key for key in wanted if key not in rows.known]
+    if not missing:
+        return Comparison(tuple(rows.known[key] for key in wanted), rows.settings)
+    twin = shadow(model)
+    judge = _Judge(twin, report, rewards)
+
+    @functools.cache
+    def kept_moments() -> list[torch.Tensor]:
+        return list(second_moments(model, data, ffns, memory=MOMENTS_BYTES))
+
+    def moments() -> Iterable[torch.Tensor]:
+        fit = sum(4 * width**2 for width in size.widths) <= MOMENTS_BYTES
+        return kept_moments() if fit else second_moments(model, data, ffns)
+
+    for key in tqdm(missing, desc="comparing", unit="row", disable=not progress):
+        method, ratio, recovery, seed = key
+        if seed is None:
+            rows.add(Row.of(key, judge(twin), size.widths, size))
+            continue
+        pruner = pruners[seed]
+        _prepare(pruner, model, ffns, size, method, ratio)  # the first call allocates and loads; the second is timed
+        start = time.perf_counter()
+        plan, kept = _prepare(pruner, model, ffns, size, method, ratio)
+        seconds = time.perf_counter() - start
+        write = fit_recovery(recovery, pruner, model, ffns, kept, moments, data or ())
+        pruned: PreTrainedModel = copy.deepcopy(model).eval()
+        write(pruned, slice_ffns(pruned, kept))
+        rows.add(Row.of(key, judge(pruned), plan.widths, size, seconds, cold_seconds(method, pruner.config)))
+    return Comparison(tuple(rows.known[key] for key in wanted), rows.settings)
+
+
+def _common_methods(pruners: Sequence[LOPPruner]) -> list[str]:
+    usable = [usable_methods(pruner.config) for pruner in pruners]
+    return [name for name in METHODS if all(name in names for names in usable)]
+
+
+def fit_pruners(
+    model: PreTrainedModel,
+    draws: Sequence[tuple[Batches, Batches]],
+    searches: Sequence[str],
+    folder: str | Path,
+    *,
+    evaluations: int,
+) -> list[LOPPruner]:
+    """Fit one pruner per draw of the data for [`compare`], with the plans of several searches.
+
+    Args:
+        model (`PreTrainedModel`): the dense model.
+        draws (`Sequence[tuple]`): calibration and search batches, one pair per seed.
+        searches (`Sequence[str]`): "additive", "mcts", "cmaes"; the predictor learns from the first.
+        folder (`str` or `Path`): keeps a journal per seed and search, `fit-SEED-SEARCH`; the same call resumes there.
+        evaluations (`int`): candidates that a search evaluates per target.
+
+    Returns:
+        `list[LOPPruner]`: one per draw.
+    """
+    pruners = []
+    for seed, (calibration, search_batches) in enumerate(draws):
+        fitted: list[LOPPruner] = []
+        for search in searches:
+            journal, first = (Path(folder) / f"fit-{seed}-{name}" for name in (search, searches[0]))
+            if fitted and launched().main and not journal.exists():  # the probes are the same
+                journal.mkdir(parents=True)
+                shutil.copy(first / "probes.json", journal)
+            made = LOPPruner.fit(
+                model,
+                calibration,
+                search_batches,
+                search=search,
+                evaluations=evaluations,
+                seed=seed,
+                journal=journal,
+            )
+            fitted.append(made)
+        seconds = [(made.config.calibration or {})["seconds"] for made in fitted]
+        seconds[0] |= {name: spent.get(name, 0.0) for name, spent in zip(searches, seconds, strict=True)}
+        tables = {name: made.config.search_table for name, made in zip(searches, fitted, strict=True)}
+        fitted[0].config.other_tables = {name: tables[name] for name in searches[1:]}
+        pruners.append(fitted[0])
+    return pruners
+
+
+def _identity(pruner: LOPPruner) -> str:
+    """Fingerprint of everything that a pruner plans with."""
+    tables = {"search_table": pruner.config.search_table, **(pruner.config.other_tables or {})}
+    values = {name: [[row["ratio"], *row["ratios"]] for row in table or []] for name, table in tables.items()}
+    probes = pruner.config.probes or {}
+    values |= {f"probes {name}": probes.get(name, []) for name in ("damage", "around")}
+    plans = {name: torch.tensor(rows, dtype=torch.float64) for name, rows in values.items()}
+    return fingerprint([{**pruner.state_dict(), **plans}])
+
+
+def _prepare(
+    pruner: LOPPruner, model: nn.Module, ffns: Sequence[FFN], size: ModelSize, method: str, ratio: float
+) -> tuple[Plan, list[torch.Tensor]]:
+    """Plan one target and choose the neurons that stay."""
+    ratios, order = choose(method, pruner, model, ffns)
+    weight = output_weight(model, ffns[0])
+    plan = plan_budget(ratios, size, {"ratio": ratio}, round_to=1, device=weight.device, dtype=weight.dtype)
+    return plan, [neurons[:width] for neurons, width in zip(order, plan.widths, strict=True)]
+
+
+class _Judge:
+    """Several rewards at once, of any model that was cut from the recorded one: one run of its decoder gives them all."""
+
+    def __init__(self, dense: nn.Module, report: Batches, kinds: Sequence[str]) -> None:
+        self.kinds, self.recorded = kinds, record_batches(dense, report)
+        if not all(entry.labelled for entry in self.recorded) and any(REWARDS[kind].needs_labels for kind in kinds):
+            raise InvalidInputError(
+                f"Of the rewards {', '.join(kinds)} one needs to know the answers, and a report batch has no labels. Pass "
+                'labels (-100 outside of the answers), or use the rewards "divergence" and "perplexity".'
+            )
+        if not any(bool((entry.target != IGNORED).any()) for entry in self.recorded):
+            raise InvalidInputError("No prediction has a known target. Pass report samples of at least two tokens.")
+        self._dense: list[DenseTop | None] = [None] * len(self.recorded)
+        if "divergence" in kinds:
+            self._dense = [DenseTop.of(entry.logits(dense).float().log_softmax(-1)) for entry in self.recorded]
+
+    def __call__(self, model: nn.Module) -> dict[str, Score]:
+        shares: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {kind: [] for kind in self.kinds}
+        for entry, dense in zip(self.recorded, self._dense, strict=True):
+            log_q = entry.logits(model).float().log_softmax(-1)
+            known = entry.target != IGNORED
+            for kind, found in shares.items():
+                counts = torch.ones_like(known) if kind == "divergence" else known
+                values = REWARDS[kind].values(log_q, entry.target.clamp_min(0), dense)[counts].double()
+                sums, weights = _by_sample(values, entry.sample[counts], REWARDS[kind].join)
+                found.append((sums, weights if REWARDS[kind].join == "mean" else np.ones(len(sums))))
+        joined = {kind: [np.concatenate(part) for part in zip(*found, strict=True)] for kind, found in shares.items()}
+        return {kind: _ratio(sums, weights) for kind, (sums, weights) in joined.items()}
+
+
+def check_arguments(
+    pruners: Sequence[Any],
+    ratios: Sequence[float],
+    methods: Sequence[str],
+    recover: Sequence[str | None],
+    rewards: Sequence[str],
+    data: Sequence[Any] | None,
+) -> None:
+    """Refuse what cannot be compared, before anything is measured; see [`compare`]."""
+    known: dict[str, tuple[Sequence[Any], Iterable[Any] | None]] = {
+        "pruners": (pruners, None),
+        "ratios": (ratios, None),
+        "methods": (methods, METHODS),
+        "recover": (recover, (None, *RECOVERIES)),
+        "rewards": (rewards, REWARDS),
+    }
+    for name, (values, choices) in known.items():
+        if not values:
+            raise InvalidInputError(f"{name} is empty, so there is nothing to compare. Pass at least one.")
+        if choices is not None and (unknown := [value for value in values if value not in choices]):
+            raise InvalidInputError(f"{name} has {unknown[0]!r}; choose from {', '.join(map(str, choices))}.")
+    if wrong := [ratio for ratio in ratios if not 0 < ratio < 1]:
+        raise InvalidInputError(f"ratios has {wrong[0]}; each must be in (0, 1), the dense model is always compared.")
+    for name in FROM_DATA:
+        if name in recover and not data:
+            raise InvalidInputError(
+                f'recover="{name}" needs data, batches of model inputs. Pass data=..., or use "sketch".'
+            )
+
+
+def _check_unseen(
+    pruners: Sequence[LOPPruner], report: Sequence[Mapping[str, Any]], data: Sequence[Mapping[str, Any]]
+) -> None:
+    """Refuse report batches that calibration, search or recovery used."""
+    print_ = fingerprint(report)
+    for seed, pruner in enumerate(pruners):
+        for use in ("calibration", "search"):
+            if (pruner.config.calibration or {}).get(f"{use}_sha256") == print_:
+                raise InvalidInputError(
+                    f"The report batches are the {use} data of pruner {seed} (fingerprint {print_}), so they would flatter "
+                    "it. Pass data that no pruner has seen."
+                )
+    if {fingerprint([batch]) for batch in report} & {fingerprint([batch]) for batch in data}:
+        raise InvalidInputError(
+            "A report batch is among the batches for recovery, so it would flatter it. Pass other batches as data."
+        )

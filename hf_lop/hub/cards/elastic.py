@@ -1,0 +1,73 @@
+"""The card of an elastic repository."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import ModelCard
+
+from hf_lop.hub.cards.cards import CITATION, MARKER, PIPELINES, _memory, _metadata, _plans, _repository, _template
+
+if TYPE_CHECKING:
+    from hf_lop.learning.config import LOPConfig
+
+
+def elastic_card(
+    config: Mapping[str, Any],
+    pruner: "LOPConfig",
+    plans: Mapping[float, Sequence[int]],
+    *,
+    name: str,
+    auto_maps: Mapping[str, str],
+    extra_bytes: int,
+    processor: str | None = None,
+    base_data: Mapping[str, Any] | None = None,
+    tags: Iterable[str] = (),
+) -> ModelCard:
+    """Render the card of an elastic repository.
+
+    Args:
+        config (`Mapping`): its config.json, with `elastic_config`.
+        pruner (`LOPConfig`): config of its pruner.
+        plans (`Mapping[float, Sequence[int]]`): widths `[L]` this plans, by pruning ratio.
+        name (`str`): what `from_pretrained` takes: the Hub id, or a folder as seen from its parent.
+        auto_maps (`Mapping[str, str]`): which Auto classes load which class of the model.
+        extra_bytes (`int`): of the files beyond a dense checkpoint's.
+        processor (`str`, *optional*): "AutoProcessor" or "AutoTokenizer", where the repository has one.
+        base_data (`Mapping`, *optional*): metadata of the base model's card; license and language are taken from it.
+        tags (`Iterable[str]`): further tags of the card.
+
+    Returns:
+        `ModelCard`: valid metadata and Markdown.
+    """
+    made = config["elastic_config"]
+    loads_it = [auto for auto, cls in auto_maps.items() if cls.endswith(f".{config['architectures'][0]}")]
+    auto_class = next((auto for auto in PIPELINES if auto in loads_it), loads_it[0] if loads_it else "AutoModel")
+    base = _repository(made.get("base_model"), made.get("base_revision"))
+    data = _metadata(
+        made.get("base_model"),
+        "finetune",
+        base_data,
+        library_name="transformers",
+        pipeline_tag=PIPELINES.get(auto_class),
+        tags=["lop", "elastic", *tags],
+    )
+    card: ModelCard = ModelCard.from_template(
+        data,
+        template_path=_template("elastic_model.md.jinja"),
+        title=Path(name).name,
+        name=json.dumps(name),
+        imports=", ".join(filter(None, (auto_class, processor))),
+        auto_class=auto_class,
+        processor=processor,
+        processor_variable="processor" if processor == "AutoProcessor" else "tokenizer",
+        base=f"This is {base}" if base else "This is a model that is on no Hub repository",
+        pruner=_repository(made.get("pruner"), made.get("pruner_revision")),
+        extra=f"{_memory(extra_bytes)}, {extra_bytes / pruner.size.num_bytes:.0%} of the dense weights",
+        sketch=pruner.sketch_rows > 0,
+        **_plans(pruner, plans),
+        citation=CITATION,
+        marker=MARKER,
+    )
+    return card

@@ -1,0 +1,1 @@
+"""Elastic repositories: one checkpoint that gives every size."""

@@ -1,0 +1,1 @@
+"""Pruned models for other runtimes."""

@@ -1,0 +1,1 @@
+"""Reading checkpoints: configs, weights by ranges, models without weights."""

@@ -1,0 +1,135 @@
+"""Loading a model by id or folder with the class its config names, whole or not at all."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from hf_lop.errors import CheckpointMismatchError, InvalidInputError, LOPError, UnsupportedModelError
+from hf_lop.units.modeling_lop import check_depth
+
+
+def check_safetensors(folder: Path) -> None:
+    """Check that every safetensors file in a folder is as long as its header says.
+
+    Raises:
+        CheckpointMismatchError: if a file is truncated or its header is damaged.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="np"):
+                pass  # opening reads the header and compares it with the file's length
+        except SafetensorError as error:
+            raise CheckpointMismatchError(
+                f"{path.name} in {folder} is truncated or damaged ({error}). Download or copy it again."
+            ) from error
+
+
+def check_loaded(name: str, info: dict[str, Any]) -> None:
+    """Check that a checkpoint gave every weight of the model it was loaded into.
+
+    Raises:
+        CheckpointMismatchError: if a weight was missing or of another shape, so it would be random.
+    """
+    for kind in ("missing_keys", "mismatched_keys"):
+        if keys := sorted(map(str, info.get(kind) or ())):
+            raise CheckpointMismatchError(
+                f"{name}: {len(keys)} weights are {kind.split('_')[0]}, first {keys[0]}; they would be random. "
+                "The checkpoint does not fit its config: take both from the same commit."
+            )
+
+
+def read_config(name: str | Path, **hub: Any) -> PreTrainedConfig:
+    """Read the config of a Hub id or folder; `hub` holds `revision`, `token` and the like.
+
+    Raises:
+        InvalidInputError: if there is none to be had.
+    """
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(name, **hub)
+    except LOPError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a config.json of no known model type
+        raise InvalidInputError(f"{name} cannot be read as a model: {error} Pass a folder or a Hub id.") from error
+    except (StrictDataclassError, TypeError, AttributeError, RecursionError, KeyError, ArithmeticError) as error:
+        raise CheckpointMismatchError(
+            f"The config.json of {name} is damaged: {str(error)[:500]} Take it from the repository again."
+        ) from error
+    for part in (config, *(getattr(config, key, None) for key in getattr(type(config), "sub_configs", {}))):
+        check_depth(getattr(part, "num_hidden_layers", None))  # before a model of that depth is built
+    return config
+
+
+def auto_class(config: Any) -> Any:
+    """Return the Auto class that loads a config's generating model: image-text-to-text if it has one, else causal LM."""
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForCausalLM
+    raise UnsupportedModelError(
+        f"Model type {config.model_type!r} is neither an image-text-to-text nor a causal language model. "
+        "Load the model with its own class and pass the object."
+    )
+
+
+def load_model(name: str | Path, **kwargs: Any) -> PreTrainedModel:
+    """Load a model from a Hub id or a folder.
+
+    Args:
+        name (`str` or `Path`): Hub id or folder.
+        **kwargs: passed to `from_pretrained` (such as `revision`, `dtype`, `device_map`, `token`); dtype is "auto" if
+            not given.
+
+    Returns:
+        `PreTrainedModel`: in evaluation mode.
+
+    Raises:
+        InvalidInputError: if there is no such model.
+        CheckpointMismatchError: if weights are missing, damaged, or do not fit the config.
+        UnsupportedModelError: if the model does not generate text.
+    """
+    check_safetensors(Path(name))
+    hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
+    config = read_config(name, **hub)
+    options = {"dtype": "auto", **kwargs, "ignore_mismatched_sizes": True}  # check_loaded refuses them, and says why
+    try:
+        model, info = auto_class(config).from_pretrained(name, output_loading_info=True, **options)
+    except SafetensorError as error:
+        raise CheckpointMismatchError(f"{name}: a weight file is damaged ({error}). Download it again.") from error
+    check_loaded(str(name), info)
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+def load_processor(name: str | Path, **kwargs: Any) -> Any:
+    """Load the processor of a model, or its tokenizer where it has no more.
+
+    Args:
+        name (`str` or `Path`): Hub id or folder.
+        **kwargs: passed to `from_pretrained`.
+
+    Raises:
+        InvalidInputError: if there is neither.
+    """
+    try:
+        return AutoProcessor.from_pretrained(name, **kwargs)
+    except (OSError, ValueError):  # AutoProcessor raises either where a repository has a tokenizer only
+        try:
+            return AutoTokenizer.from_pretrained(name, **kwargs)
+        except (OSError, ValueError) as error:
+            raise InvalidInputError(
+                f"{name or 'The model'} has no processor and no tokenizer ({error}). Save them beside the model, or pass "
+                "LOPPruner.fit a processor, or batches of your own."
+            ) from error

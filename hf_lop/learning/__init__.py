@@ -1,0 +1,1 @@
+"""What is known from data: statistics, importance, probes, rewards, and predictors learned from plans."""

@@ -1,0 +1,1 @@
+"""Running a text decoder alone, and in parts."""

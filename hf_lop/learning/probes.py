@@ -1,0 +1,105 @@
+"""Single-layer probes: what cutting one layer costs, in the dense model and among layers that are cut themselves."""
+
+import contextlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hf_lop.learning.decoder.layers import LayerRuns
+from hf_lop.learning.decoder.replay import Recorded, record_batches
+from hf_lop.learning.processes import Processes
+from hf_lop.units.modeling_lop import FFN
+from hf_lop.units.views import ElasticModel, Outputs
+
+
+def probe_layers(
+    model: nn.Module,
+    ffns: Sequence[FFN],
+    order: Sequence[torch.Tensor],
+    batches: Iterable[Mapping[str, Any]],
+    ratios: Sequence[float],
+    contexts: Sequence[float] = (0.0,),
+    processes: Processes | None = None,
+    outputs: Outputs | None = None,
+) -> np.ndarray:
+    """Measure what cutting each single layer costs: KL(dense || only layer l cut to ratio r), mean over predictions.
+
+    The additive approximation of operation pruning (DOP) adds these up. In a context c above 0 all other layers are cut to
+    the ratio c, and what counts is what the cut of layer l adds there:
+    KL(dense || layer l cut to r, others to c) - KL(dense || layer l whole, others cut to c).
+
+    A probe of layer l starts at layer l, from what the model computed before it, where the layers allow that (checked on
+    every batch). Only one batch of distributions, and of every layer's output, is held at a time; for other memory see
+    [`ElasticModel`].
+
+    Args:
+        model (`nn.Module`): the dense model; only read.
+        ffns (`Sequence[FFN]`): its L FFNs.
+        order (`Sequence[torch.Tensor]`): neurons of each layer from most to least important, `[n] int64`.
+        batches (`Iterable[Mapping]`): model inputs. With `labels` `[B, T]`, only predictions of labelled tokens (not
+            -100) count; without, those of all tokens that are not padding.
+        ratios (`Sequence[float]`): P pruning ratios to probe, each in (0, 1].
+        contexts (`Sequence[float]`): C ratios of all other layers, each in [0, 1); 0 is the dense model.
+        processes (`Processes`, *optional*): all of them call this with the same batches; each probes every n-th batch, so
+            that the dense model runs no more than once on any.
+        outputs (`Callable`, *optional*): output projections of cut layers, see [`ElasticModel`].
+
+    Returns:
+        `np.ndarray`: `[C, L, P] float64` divergences in nats per prediction.
+
+    Raises:
+        InvalidInputError: if there is no batch with a prediction to score.
+    """
+    elastic, processes = ElasticModel(model, order, outputs), processes or Processes()
+    runs = LayerRuns(elastic.model, ffns)
+    recorded = record_batches(elastic.model, batches, processes)
+    bar = processes.bar(recorded, "probing layers")
+    shares = processes.gather(lambda: [_probe(elastic, runs, ffns, entry, ratios, contexts) for entry in bar])
+    sums, counts = zip(*(entry for share in shares for entry in share), strict=True)
+    total: np.ndarray = np.apply_along_axis(math.fsum, 0, np.stack(sums))  # exact, whatever the order of the batches
+    return total / sum(counts)
+
+
+@torch.inference_mode()
+def _probe(
+    elastic: ElasticModel,
+    runs: LayerRuns,
+    ffns: Sequence[FFN],
+    entry: Recorded,
+    ratios: Sequence[float],
+    contexts: Sequence[float],
+) -> tuple[np.ndarray, int]:
+    """Return the divergences `[C, L, P] float64` of one batch, summed over its predictions, and their number."""
+
+    def predict() -> torch.Tensor:
+        return entry.logits(elastic.model)
+
+    def width(layer: int, ratio: float) -> int:
+        return max(1, round(ffns[layer].width * (1 - ratio)))
+
+    def divergence(widths: Sequence[int]) -> float:
+        elastic.set_widths(widths)
+        cut = predict().float().log_softmax(-1)
+        return float((dense.exp() * (dense - cut)).sum())
+
+    elastic.set_widths([ffn.width for ffn in ffns])
+    logits, outputs = runs.record(predict)
+    dense = logits.float().log_softmax(-1)
+    total = np.zeros((len(contexts), len(ffns), len(ratios)))
+    for found, context in zip(total, contexts, strict=True):
+        others = [width(layer, context) for layer in range(len(ffns))]
+        if context:
+            elastic.set_widths(others)
+            logits, outputs = runs.record(predict)
+        skips = runs.skips_exactly(predict, logits, outputs)
+        for layer in range(len(ffns)):
+            before = runs.before(layer) if skips else None
+            cuts = [[*others[:layer], width(layer, ratio), *others[layer + 1 :]] for ratio in (0.0, *ratios)]
+            with runs.skipping(layer, outputs[before]) if before is not None else contextlib.nullcontext():
+                whole = divergence(cuts[0]) if context else 0.0
+                found[layer] = [divergence(widths) - whole for widths in cuts[1:]]
+    return total, len(dense)

@@ -1,0 +1,1 @@
+"""The pruner: the only room that knows all others below it."""

@@ -1,0 +1,259 @@
+"""Any size from an elastic repository: `from_pretrained(ID, lop_ratio=0.3)` reads only what that size weighs.
+
+The pruner in the repository plans the widths, and the weights are read in prefixes (see `hf_lop.hub.elastic.write`). From the Hub
+they are put together to the folder of an ordinary pruned model, which stays in the assets of its cache, by repository, commit
+and size. From a local folder they are read into memory, and nothing is written; but for weights that shall be on disk.
+Either way transformers' own loader takes them: device maps, dtypes, quantisation and all else work as they do there.
+"""
+
+import contextlib
+import copy
+import hashlib
+import json
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub import cached_assets_path, hf_hub_download
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME
+
+from hf_lop.errors import CheckpointMismatchError, InvalidInputError
+from hf_lop.hub.elastic.read import Fits, open_transposed, read_size
+from hf_lop.hub.elastic.size_file import write_size
+from hf_lop.hub.read.checkpoint import Shards
+from hf_lop.hub.read.files import Files, Folder, Repository
+from hf_lop.hub.read.load import read_config
+from hf_lop.hub.read.skeleton import load_skeleton
+from hf_lop.hub.read.stored_ffns import stored_ffns
+from hf_lop.hub.write.hooks import SIZE
+from hf_lop.hub.write.save import save_pruned_extras
+from hf_lop.hub.write.whole import check_new, check_replaceable, sync_all
+from hf_lop.planning.plan import Plan
+from hf_lop.pruner.prune import record
+from hf_lop.pruner.pruner import LOPPruner
+from hf_lop.recovery.choose import choose_recovery, fit_by_layer, fit_prefixes
+from hf_lop.units.find import find_ffns
+from hf_lop.units.modeling_lop import set_widths, take_neurons
+from hf_lop.units.size import measure_size
+
+SIZES = ("ratio", "params", "memory", "flops", "latency", "round_to", "recover")
+HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+Tensors = dict[str, torch.Tensor]
+
+
+class _Source(NamedTuple):
+    """An elastic repository at one commit, and the plan for a size of it."""
+
+    name: str
+    folder: Path  # what there is of it on this machine
+    commit: str | None  # None for a folder
+    hub: dict[str, Any]  # how to ask for more of it
+    config: PreTrainedConfig
+    pruner: LOPPruner
+    plan: Plan
+    round_to: int
+    recovery: str | None
+
+    def key(self) -> str:
+        """A name for this size among those of the repository."""
+        facts = json.dumps([self.plan.widths, self.round_to, self.recovery])
+        return hashlib.sha256(facts.encode()).hexdigest()[:24]
+
+
+def load_size(
+    original: Callable[..., Any], cls: Any, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any
+) -> Any:
+    """Load a model at a size, from an elastic repository.
+
+    Args:
+        original (`Callable`): transformers' own `from_pretrained`.
+        cls (`type`): the model class.
+        pretrained_model_name_or_path (`str` or `Path`): Hub id or folder of an elastic repository.
+        *args: see transformers.
+        **kwargs: see transformers; and exactly one of `lop_ratio`, `lop_params`, `lop_memory`, `lop_flops`, `lop_latency`,
+            as of [`~hf_lop.LOPPruner.plan`], with `lop_round_to` as well. `lop_recover` is "sketch", least squares on the
+            pruner's sketch of the activations; None; or "auto", the default: "sketch" if there is one.
+
+    Returns:
+        `PreTrainedModel`: an ordinary pruned model; with its loading info if asked for.
+
+    Raises:
+        InvalidInputError: if not exactly one budget is given, or there is no such repository.
+        InfeasibleBudgetError: if the budget is below the smallest possible model.
+        CheckpointMismatchError: if the repository is not elastic, or a part of it is damaged or of something else.
+    """
+    budgets = {key.removeprefix(SIZE): kwargs.pop(key) for key in list(kwargs) if key.startswith(SIZE)}
+    hub = {key: kwargs.pop(key) for key in HUB if key in kwargs}
+    if kwargs.pop("subfolder", ""):
+        raise InvalidInputError("An elastic repository has its model at the top; leave subfolder out.")
+    config = kwargs.pop("config", None)
+    source = _find(pretrained_model_name_or_path, budgets, hub)
+    on_disk = kwargs.get("offload_folder") is not None or _has_disk(kwargs.get("device_map"))
+    with contextlib.ExitStack() as stack:
+        folder, tensors = stack.enter_context(_size_folder(source, in_memory=not on_disk))
+        if config is not None:
+            kwargs["config"] = _pruned_config(cls, config, folder, source.plan)
+        if tensors is None:
+            loaded = original(cls, folder, *args, **kwargs)
+        else:  # transformers takes either a name or weights
+            loaded = original(cls, None, *args, state_dict=tensors, **{"config": folder, **kwargs})
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if tensors is not None and (folder / GENERATION_CONFIG_NAME).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        if "disk" in getattr(model, "hf_device_map", {}).values():
+            weakref.finalize(model, stack.pop_all().close)  # weights that are on disk are read there later
+    model.name_or_path = model.config._name_or_path = source.name  # processors and provenance are there
+    model.config._commit_hash = source.commit
+    return loaded
+
+
+def _has_disk(device_map: Any) -> bool:
+    return isinstance(device_map, dict) and "disk" in device_map.values()
+
+
+def pull(name: str | Path, out: str | Path, *, budgets: Mapping[str, Any], **hub: Any) -> dict[str, Any]:
+    """Write a size of an elastic repository as a pruned model that loads anywhere.
+
+    Args:
+        name (`str` or `Path`): Hub id or folder of an elastic repository.
+        out (`str` or `Path`): folder to write; appears whole or not at all.
+        budgets (`Mapping`): exactly one budget, and `round_to` and `recover`, as of [`load_size`] without "lop_".
+        **hub: `revision`, `token`.
+
+    Returns:
+        `dict`: its `pruning_config`, and the number of its `parameters`.
+
+    Raises:
+        LOPError: as of [`load_size`].
+    """
+    out = Path(out).resolve()  # "." has no name
+    check_new(out)
+    check_replaceable(out)
+    source = _find(name, dict(budgets), hub)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as parent:
+        folder = Path(parent) / out.name
+        model, _ = _assemble(source, folder)
+        save_pruned_extras(model, folder)
+        if out.is_dir():
+            out.rmdir()  # refuses what holds something by now
+        _publish(folder, out)
+    return {"pruning_config": model.config.pruning_config, "parameters": model.num_parameters()}
+
+
+def _find(name: str | Path, budgets: dict[str, Any], hub: dict[str, Any]) -> _Source:
+    """Find an elastic repository and plan; reads config and pruner only."""
+    if unknown := sorted(budgets.keys() - set(SIZES)):
+        known = ", ".join(SIZE + kind for kind in SIZES)
+        raise InvalidInputError(f"{SIZE}{unknown[0]} is no size that from_pretrained knows; use one of {known}.")
+    folder, commit = Path(name), None
+    if not folder.is_dir():
+        try:
+            folder = Path(hf_hub_download(str(name), "config.json", **hub)).parent
+        except (OSError, HFValidationError) as error:
+            raise InvalidInputError(f"{name} cannot be read as a model: {error} Pass a folder or a Hub id.") from error
+        commit = folder.name
+        hub = {**hub, "revision": commit}
+    config = read_config(name, **hub)
+    if not isinstance(getattr(config, "elastic_config", None), dict):
+        raise CheckpointMismatchError(
+            f"{name} is no elastic repository, so it has no size to choose. Make one with hf-lop make-elastic, or prune: "
+            "LOPPruner.from_pretrained(...).prune(...)."
+        )
+    pruner = LOPPruner.from_pretrained(name, **hub)
+    round_to, recover = budgets.pop("round_to", 1), budgets.pop("recover", "auto")
+    recovery = choose_recovery(recover, data=False, sketch=pruner.config.sketch_rows > 0)
+    if recovery not in ("sketch", None):
+        raise InvalidInputError(
+            f'{SIZE}recover is {recover!r}; a size is read without the weights it does not have, so choose "sketch", "auto" or '
+            "None. Or load the whole model, and prune it."
+        )
+    plan = pruner.plan(**budgets, round_to=round_to)
+    recovery = recovery if plan.neurons_removed else None
+    return _Source(str(name), folder, commit, hub, config, pruner, plan, round_to, recovery)
+
+
+# -- Folders -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _size_folder(source: _Source, *, in_memory: bool) -> Iterator[tuple[Path, Tensors | None]]:
+    """The folder of a pruned model, which stays if it is of the Hub; its weights, where they are not in it."""
+    if source.commit is None:
+        root = cached_assets_path("hf_lop", "elastic", "local")
+        with tempfile.TemporaryDirectory(dir=root) as temporary:
+            folder = Path(temporary) / "model"
+            yield folder, _assemble(source, folder, in_memory=in_memory)[1]
+        return
+    sizes = cached_assets_path("hf_lop", source.name, source.commit)
+    folder, partial = sizes / source.key(), sizes / f"{source.key()}.partial"
+    with WeakFileLock(sizes / f"{source.key()}.lock"):  # a second process waits, and finds what the first made
+        if source.hub.get("force_download") and folder.exists():
+            shutil.rmtree(partial, ignore_errors=True)
+            folder.rename(partial)  # at once: a process that is killed must not leave half of it under its name
+        if not folder.exists():
+            shutil.rmtree(partial, ignore_errors=True)  # also of a process that was killed
+            _assemble(source, partial)
+            _publish(partial, folder)
+    yield folder, None
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Let a folder appear under its name, once its bytes are safe on disk."""
+    sync_all(partial)
+    partial.rename(folder)
+
+
+def _pruned_config(cls: Any, config: Any, folder: Path, plan: Plan) -> PreTrainedConfig:
+    """Write the widths into a config that the caller gives: that of the dense model, maybe with settings of their own."""
+    if not isinstance(config, PreTrainedConfig):
+        config = AutoConfig.from_pretrained(config)
+    with torch.device("meta"):
+        model = cls(copy.deepcopy(config))
+    set_widths(model, list(plan.widths))
+    vars(model.config).pop("elastic_config", None)
+    model.config.pruning_config = json.loads((folder / "config.json").read_text())["pruning_config"]
+    pruned: PreTrainedConfig = model.config
+    return pruned
+
+
+def _assemble(source: _Source, folder: Path, *, in_memory: bool = False) -> tuple[PreTrainedModel, Tensors | None]:
+    """Write config and weights of a pruned model; return it without weights, and these where they stay in memory."""
+    files: Files = Folder(source.folder, ahead=False)
+    if source.commit is not None and not source.hub.get("local_files_only"):
+        files = Repository(source.name, source.commit, token=source.hub.get("token"))
+    folder.mkdir(parents=True)
+    with Shards(files) as main, open_transposed(files) as transposed:
+        hub = {key: source.hub[key] for key in ("revision", "token") if key in source.hub}
+        skeleton = load_skeleton(source.name, source.config, main, **hub)
+        model, ffns = skeleton.model, find_ffns(skeleton.model)
+        source.pruner.config.check_fits(model, measure_size(model, ffns), strict=False)
+        entries = stored_ffns(skeleton, ffns)
+        remote = source.commit is not None
+        path, widths, fits = folder / SAFE_WEIGHTS_NAME, source.plan.widths, _fits(source)
+        tensors: Tensors | None = None
+        if in_memory:
+            tensors = read_size(main, transposed, entries, widths, fits)
+        else:
+            write_size(main, transposed, entries, widths, path, fits=fits, remote=remote)
+    set_widths(model, list(source.plan.widths))
+    for ffn, width in zip(ffns, source.plan.widths, strict=True):
+        take_neurons(model, ffn, torch.arange(width))
+    record(source.pruner, model, source.plan, recovery=source.recovery, round_to=source.round_to)
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+    return model, tensors
+
+
+def _fits(source: _Source) -> Fits | None:
+    kept = [torch.arange(width) for width in source.plan.widths]
+    whole = fit_by_layer(source.recovery, source.pruner, kept)
+    return Fits(whole, fit_prefixes(source.pruner)) if whole is not None else None

@@ -1,0 +1,248 @@
+"""Recovery: the output projection of a cut FFN takes over what the removed neurons did.
+
+W `[d, n]` is the output projection, x `[n]` its input, K the kept and P the removed neurons. Only W_K changes: no shape, no
+architecture, no bias. The exception is FLAP's bias, which is there to be compared with.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from hf_lop.errors import InvalidInputError
+from hf_lop.learning.importance import output_weight
+from hf_lop.learning.statistics import Statistics
+from hf_lop.recovery.solve import DAMPING, fit_fold, fit_lstsq, fit_sketch, mean_of_removed
+from hf_lop.units.modeling_lop import FFN, add_output_biases, check_output_biases, mark_output_biases
+from hf_lop.units.slice import check_kept
+
+
+def recover_lstsq(
+    model: nn.Module,
+    ffns: Sequence[FFN],
+    kept: Sequence[torch.Tensor],
+    moments: Iterable[torch.Tensor],
+    *,
+    damping: float = DAMPING,
+) -> list[torch.Tensor]:
+    """Fit the output projection of every FFN to its dense output, by damped least squares on calibration activations.
+
+    With G = X^T X over all calibration tokens and D = diag(G_KK),
+
+        W'_K = W_K + W_P G_PK (G_KK + damping D)^-1
+
+    minimises ||W X^T - W'_K X_K^T||^2 + damping sum_{j in K} G_jj ||w'_j - w_j||^2: every column may leave its dense value
+    as far as its neuron's own scale allows, and where nothing was removed nothing changes. (Damping by a common
+    lambda ||W'_K||^2 instead, W'_K = W G_{:,K} (G_KK + lambda I)^-1, draws all columns to zero.) Solved by Cholesky
+    factors in float64.
+
+    Every layer is fitted by itself on the dense model's activations, so that one pass over the data serves any number of
+    plans. Fitting them in turn is better for one plan, see `recover_in_turn` in hf_lop.recovery.in_turn.
+
+    Only reads the model, so that it is used before slicing:
+
+        weights = recover_lstsq(model, ffns, kept, second_moments(model, batches, ffns))
+        set_output_weights(model, slice_ffns(model, kept), weights)
+
+    Memory: for one layer at a time G, and 8 (2 k^2 + n k) bytes; for all layers the result.
+
+    Args:
+        model (`nn.Module`): the dense model.
+        ffns (`Sequence[FFN]`): its L FFNs.
+        kept (`Sequence[torch.Tensor]`): the neurons to keep, one `[k] int64` per layer, in any order.
+        moments (`Iterable[torch.Tensor]`): G of every layer in order, `[n, n] float32`, see [`second_moments`].
+        damping (`float`): above 0; the share by which the diagonal of G_KK is raised. The default suits some ten tokens per
+            kept neuron or more; with fewer, more damping generalises better.
+
+    Returns:
+        `list[torch.Tensor]`: W'_K of every layer, `[d, k]` in the dtype and on the device of W, its columns in ascending
+        order of the kept neurons.
+
+    Raises:
+        InvalidInputError: if the kept neurons or moments do not fit the model, damping is not above 0, or moments are not
+            finite.
+
+    Source:
+        Týr-the-Pruner (arXiv 2503.09657), OSSCAR (arXiv 2403.12983): the same regression on removed input columns.
+    """
+    if not damping > 0:
+        raise InvalidInputError(f"damping is {damping}; it must be above 0, or the fit may have no solution.")
+    weights = []
+    ordered = check_kept(ffns, kept)
+    layers = iter(moments)
+    for layer, (ffn, indices) in enumerate(zip(ffns, ordered, strict=True)):
+        gram = next(layers, None)
+        if gram is None or tuple(gram.shape) != (ffn.width, ffn.width):
+            found = "missing" if gram is None else f"of shape {tuple(gram.shape)}"
+            raise InvalidInputError(
+                f"The second moments of layer {layer} are {found}; its FFN has {ffn.width} neurons. Collect them with "
+                "second_moments(...) on this model."
+            )
+        weight = output_weight(model, ffn)
+        fitted = fit_lstsq(weight, gram, indices, damping) if len(indices) < ffn.width else weight.clone()
+        if not torch.isfinite(fitted).all():
+            raise InvalidInputError(
+                f"The fit of layer {layer} is not finite: its second moments overflow. Check the calibration data."
+            )
+        weights.append(fitted)
+    return weights
+
+
+def recover_sketch(
+    model: nn.Module,
+    ffns: Sequence[FFN],
+    kept: Sequence[torch.Tensor],
+    directions: Sequence[torch.Tensor],
+    squares: Sequence[torch.Tensor],
+    *,
+    damping: float = DAMPING,
+) -> list[torch.Tensor]:
+    """Least squares without data, from a sketch of the second moments; see `hf_lop.learning.sketch`.
+
+    [`recover_lstsq`] with G = B^T B + diag(square - diag(B^T B)): what the directions B `[r, n]` leave unexplained of a
+    neuron counts as its own, unknown to all others. With E = diag(square - diag(B^T B)) + damping diag(square),
+
+        W'_K = W_K + W_P B_P^T (I + B_K E_K^-1 B_K^T)^-1 B_K E_K^-1
+
+    which needs the solution of r equations only, so a layer takes 2 n d r + 4 k r^2 operations. In float64, but for products with
+    a W of 16 bits: those are in float32.
+
+    Args:
+        model (`nn.Module`): the dense model; only read.
+        ffns (`Sequence[FFN]`): its L FFNs.
+        kept (`Sequence[torch.Tensor]`): the neurons to keep, one `[k] int64` per layer, in any order.
+        directions (`Sequence[torch.Tensor]`): B of every layer, `[r, n] float32`.
+        squares (`Sequence[torch.Tensor]`): the diagonal of G of every layer, `[n] float32`.
+        damping (`float`): above 0; as of `recover_lstsq`.
+
+    Returns:
+        `list[torch.Tensor]`: W'_K of every layer, as of `recover_lstsq`.
+
+    Raises:
+        InvalidInputError: if the kept neurons or the sketch do not fit the model, damping is not above 0, or the sketch is
+            not finite.
+    """
+    if not damping > 0:
+        raise InvalidInputError(f"damping is {damping}; it must be above 0, or the fit may have no solution.")
+    shapes = [(sketch.shape[-1], len(square)) for sketch, square in zip(directions, squares, strict=False)]
+    if len(directions) != len(ffns) or shapes != [(ffn.width, ffn.width) for ffn in ffns]:
+        raise InvalidInputError("The sketch belongs to another model. Use the pruner that was made for this one.")
+    weights = []
+    for layer, (ffn, indices) in enumerate(zip(ffns, check_kept(ffns, kept), strict=True)):
+        fitted = fit_sketch(output_weight(model, ffn), directions[layer], squares[layer], indices, damping)
+        weights.append(checked_fit(layer, fitted))
+    return weights
+
+
+def checked_fit(layer: int, fitted: torch.Tensor) -> torch.Tensor:
+    """Return what a sketch made of a layer's output projection, if it is finite.
+
+    Raises:
+        InvalidInputError: if not.
+    """
+    if not all(torch.isfinite(end) for end in torch.aminmax(fitted)):  # in one pass without a copy
+        raise InvalidInputError(f"The fit of layer {layer} is not finite: the sketch is damaged. Load it again.")
+    return fitted
+
+
+def recover_fold(
+    model: nn.Module, ffns: Sequence[FFN], kept: Sequence[torch.Tensor], statistics: Sequence[Statistics]
+) -> list[torch.Tensor]:
+    """Fold the mean of what the removed neurons did into the kept ones; needs no data beyond stored statistics.
+
+    W'_K = W_K + b a^T with b = sum_{j in P} mu_j W_{:,j}, the mean output of the removed neurons, and
+    a = (mu_K / v_K) / (mu_K . (mu_K / v_K)), which meets a . mu_K = 1, so that the mean output is exact, and of all such
+    vectors adds the least variance where neurons are uncorrelated. Used as [`recover_lstsq`].
+
+    Args:
+        model (`nn.Module`): the dense model; only read.
+        ffns (`Sequence[FFN]`): its L FFNs.
+        kept (`Sequence[torch.Tensor]`): the neurons to keep, one `[k] int64` per layer, in any order.
+        statistics (`Sequence[Statistics]`): of every layer; `mean` is mu, `fluctuation` is v, whose unit cancels.
+
+    Returns:
+        `list[torch.Tensor]`: W'_K of every layer, as of [`recover_lstsq`].
+
+    Raises:
+        InvalidInputError: if the kept neurons or the statistics do not fit the model.
+    """
+    weights = []
+    _check_statistics(ffns, statistics)
+    for ffn, indices, measured in zip(ffns, check_kept(ffns, kept), statistics, strict=True):
+        weights.append(fit_fold(output_weight(model, ffn), indices, measured))
+    return weights
+
+
+def _check_statistics(ffns: Sequence[FFN], statistics: Sequence[Statistics]) -> None:
+    if len(statistics) != len(ffns) or any(len(s.mean) != f.width for s, f in zip(statistics, ffns, strict=False)):
+        raise InvalidInputError(
+            "The statistics belong to another model. Collect them with collect_statistics(model, ...)."
+        )
+
+
+def removed_means(
+    model: nn.Module, ffns: Sequence[FFN], kept: Sequence[torch.Tensor], statistics: Sequence[Statistics]
+) -> list[torch.Tensor]:
+    """Return FLAP's bias: the mean output of the removed neurons, b = sum_{j in P} mu_j W_{:,j}.
+
+    Args:
+        model (`nn.Module`): the dense model; only read.
+        ffns (`Sequence[FFN]`): its L FFNs.
+        kept (`Sequence[torch.Tensor]`): the neurons to keep, one `[k] int64` per layer, in any order.
+        statistics (`Sequence[Statistics]`): of every layer; `mean` is mu.
+
+    Returns:
+        `list[torch.Tensor]`: b of every layer, `[d]` in the dtype and on the device of W.
+
+    Raises:
+        InvalidInputError: if the kept neurons or the statistics do not fit the model.
+        UnsupportedModelError: if a projection has no bias and can be given none.
+
+    Source:
+        FLAP (arXiv 2312.11983), its baseline bias compensation.
+    """
+    _check_statistics(ffns, statistics)
+    check_output_biases(model, ffns)
+    biases = []
+    for ffn, indices, measured in zip(ffns, check_kept(ffns, kept), statistics, strict=True):
+        weight = output_weight(model, ffn)
+        biases.append(mean_of_removed(weight, measured.mean, indices).to(weight.dtype))
+    return biases
+
+
+def add_to_output_biases(model: nn.Module, ffns: Sequence[FFN], biases: Sequence[torch.Tensor]) -> None:
+    """Add to the biases of the output projections; a projection without gets one, and the text config says so.
+
+    Args:
+        model (`nn.Module`): the pruned model; changed in place.
+        ffns (`Sequence[FFN]`): its FFNs.
+        biases (`Sequence[torch.Tensor]`): `[d]` per layer, from [`removed_means`].
+    """
+    if add_output_biases(model, ffns):
+        mark_output_biases(model)
+    with torch.no_grad():
+        for ffn, bias in zip(ffns, biases, strict=True):
+            ffn.modules(model)[1].bias.add_(bias)
+
+
+def set_output_weights(model: nn.Module, ffns: Sequence[FFN], weights: Sequence[torch.Tensor]) -> None:
+    """Write output projections into a model that was cut to their widths.
+
+    Args:
+        model (`nn.Module`): the pruned model; changed in place.
+        ffns (`Sequence[FFN]`): its FFNs as [`slice_ffns`] returned them.
+        weights (`Sequence[torch.Tensor]`): `[d, k]` per layer, columns in ascending order of the kept neurons.
+
+    Raises:
+        InvalidInputError: if a shape does not fit; then nothing was changed.
+    """
+    places = [output_weight(model, ffn) for ffn in ffns]
+    for layer, (place, weight) in enumerate(zip(places, weights, strict=True)):
+        if place.shape != weight.shape:
+            raise InvalidInputError(
+                f"Layer {layer} has an output projection {tuple(place.shape)}, the recovered weight is "
+                f"{tuple(weight.shape)}. Slice the model to the same kept neurons first."
+            )
+    with torch.no_grad():
+        for place, weight in zip(places, weights, strict=True):
+            place.copy_(weight)

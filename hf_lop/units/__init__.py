@@ -1,0 +1,1 @@
+"""What can go from a model: units, found, measured and cut."""

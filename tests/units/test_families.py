@@ -1,0 +1,106 @@
+"""Pruning and reloading over model families: eleven with images, and every type that transformers has."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from hf_lop.hub.write.save import auto_map
+from hf_lop.units import modeling_lop
+from hf_lop.units.slice import slice_ffns
+from tests.families import MULTIMODAL, TEXT, build, text_inputs
+from tests.support_table import render, section, short_reason
+from tests.tiny_models import CONFIGS, tiny_inputs, tiny_model
+from tests.walk import check, irregular, loaders, logits, walk
+
+REASONS = {
+    "is a mixture of experts",
+    "has no gated or plain FFN",
+    "has per-neuron parameters inside its FFN",
+    "keeps only the neurons that stand out from the mean of all",
+}
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_family_with_image(name):
+    model, inputs = tiny_model(name), tiny_inputs(name)
+    check(model, inputs, logits(model, inputs))
+
+
+@pytest.mark.parametrize("model_type", ["idefics2", "udop", "lfm2", "bert", "gpt2"])
+def test_no_layer_stays_dense(model_type):
+    """Parts beside the decoder may be sized by the text config's width, which no layer has any more."""
+    model = build(model_type)
+    inputs = text_inputs(model)
+    check(model, inputs, logits(model, inputs), lambda dense: [40, 17, 8, 63][: len(dense)])
+
+
+def test_all_widths_equal_to_the_hidden_size():
+    model, inputs = tiny_model("llama"), tiny_inputs("llama")
+    check(model, inputs, logits(model, inputs), lambda dense: [64] * len(dense))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", [*MULTIMODAL, *TEXT])
+def test_every_type_prunes_or_says_why_not(model_type):
+    outcome = walk(model_type)
+    assert outcome.group in ("prunes", "refused", "unbuildable"), outcome.reason
+    if outcome.group == "refused":
+        assert short_reason(outcome).removeprefix("a decoder layer ") in REASONS
+
+
+@pytest.mark.slow
+def test_enough_types_prune():
+    assert sum(walk(name).group == "prunes" for name in MULTIMODAL) >= 70
+    assert sum(walk(name).group == "prunes" for name in TEXT) >= 100
+
+
+@pytest.mark.slow
+def test_readme_lists_what_the_walk_found():
+    pytest.importorskip("timm")
+    pytest.importorskip("scipy")
+    table = section(README.read_text(encoding="utf-8")) if README.exists() else None
+    if table is None:
+        pytest.skip("the README has no support section")
+    written = re.search(r"transformers ([\d.]+)", table)
+    if written and written[1] != transformers.__version__:
+        pytest.skip(f"the section was written with transformers {written[1]}")
+    assert table == render([walk(name) for name in [*MULTIMODAL, *TEXT]])
+
+
+def save_with_code(model_type, folder):
+    """Save a pruned model with its remote code, and what a load must give; without an auto class there is no such load."""
+    model = build(model_type)
+    inputs = text_inputs(model)
+    widths = irregular([ffn.width for ffn in modeling_lop.find_ffns(model)])
+    slice_ffns(model, [torch.arange(width) for width in widths])
+    autos = [loader.__name__ for loader in loaders(model)[1:]]
+    if autos:
+        model.save_pretrained(folder)
+        config = json.loads((folder / "config.json").read_text())
+        config["auto_map"] = auto_map(config["model_type"], type(model.config).__name__)
+        (folder / "config.json").write_text(json.dumps(config))
+        shutil.copy(modeling_lop.__file__, folder)
+        torch.save({"auto": autos[0], "inputs": inputs, "logits": logits(model, inputs)}, folder / "expected.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_type_loads_with_remote_code_alone(tmp_path):
+    for model_type in [*MULTIMODAL, *TEXT]:
+        if walk(model_type).group == "prunes":
+            save_with_code(model_type, tmp_path / model_type.replace("-", "_"))
+    script = Path(__file__).parents[1] / "remote_loading.py"
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""}
+    command = [sys.executable, str(script), str(tmp_path)]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert len(list(tmp_path.glob("*/expected.pt"))) > 150
+    assert json.loads(run.stdout.splitlines()[-1]) == {}
