@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from hf_lop.hub.export.export import export as export
     from hf_lop.hub.read.inspect import inspect_model as inspect_model
     from hf_lop.learning.config import LOPConfig as LOPConfig
-    from hf_lop.learning.importance import neuron_importance as neuron_importance
+    from hf_lop.learning.importance import unit_importance as unit_importance
     from hf_lop.learning.statistics import collect_statistics as collect_statistics
     from hf_lop.planning.additive import additive_plans as additive_plans
     from hf_lop.planning.plan import Plan as Plan
     from hf_lop.pruner.pruner import LOPPruner as LOPPruner
-    from hf_lop.units.find import find_ffns as find_ffns
-    from hf_lop.units.slice import slice_ffns as slice_ffns
+    from hf_lop.units.kinds import find_units as find_units
+    from hf_lop.units.slice import slice_units as slice_units
 
 # Public name -> module that defines it; imported on first use.
 _PUBLIC = {
@@ -36,10 +36,10 @@ _PUBLIC = {
     "collect_statistics": "hf_lop.learning.statistics",
     "evaluate": "hf_lop.evaluation.run",
     "export": "hf_lop.hub.export.export",
-    "find_ffns": "hf_lop.units.find",
+    "find_units": "hf_lop.units.find",
     "inspect_model": "hf_lop.hub.read.inspect",
-    "neuron_importance": "hf_lop.learning.importance",
-    "slice_ffns": "hf_lop.units.slice",
+    "unit_importance": "hf_lop.learning.importance",
+    "slice_units": "hf_lop.units.slice",
 }
 
 __all__ = [*_PUBLIC, "__version__"]

@@ -1,19 +1,21 @@
-"""The errors of hf_lop: each is a `LOPError` and the builtin a caller would expect."""
+"""The errors of hf_lop: each is a `LOPError` and the builtin a caller would expect.
+
+Every repository of a pruned model carries a copy of this file beside `modeling_lop.py`.
+"""
 
 from typing import Any
 
-from hf_lop.units.modeling_lop import CheckpointMismatchError, LOPError, UnsupportedModelError
 
-__all__ = [
-    "CheckpointMismatchError",
-    "EvaluationError",
-    "InfeasibleBudgetError",
-    "InvalidInputError",
-    "LOPError",
-    "MissingDependencyError",
-    "ProcessError",
-    "UnsupportedModelError",
-]
+class LOPError(Exception):
+    """Base of all errors raised by hf_lop."""
+
+
+class UnsupportedModelError(LOPError, ValueError):
+    """The model has nothing of a kind that can be pruned."""
+
+
+class CheckpointMismatchError(LOPError, ValueError):
+    """A checkpoint, config or pruner does not fit the model it is used with."""
 
 
 class InvalidInputError(LOPError, ValueError):

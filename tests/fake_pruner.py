@@ -6,13 +6,13 @@ import torch
 
 from hf_lop.learning.config import LOPConfig
 from hf_lop.pruner.pruner import LOPPruner
-from hf_lop.units.find import find_ffns
-from hf_lop.units.size import measure_size
+from hf_lop.units.kinds import find_units
+from hf_lop.units.measure import measure_size
 
 
 def fake_pruner(model, *, sketch_rows=8, seed=0):
     """A pruner for a model, on any device, whose plans differ from layer to layer."""
-    size = measure_size(model, find_ffns(model))
+    size = measure_size(model, find_units(model))
     layers = len(size.widths)
     table = [
         {"ratio": r, "ratios": [r * (0.6 + 0.8 * i / max(1, layers - 1)) for i in range(layers)]} for r in (0, 0.7)

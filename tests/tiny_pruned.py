@@ -5,9 +5,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from hf_lop.hub.export.gguf_tokenizer import PRE_TOKENIZERS
-from hf_lop.units.find import find_ffns
-from hf_lop.units.size import measure_size
-from hf_lop.units.slice import slice_ffns
+from hf_lop.units.kinds import find_units
+from hf_lop.units.measure import measure_size
+from hf_lop.units.slice import slice_units
 from tests.tiny_models import TEXT, randomize
 
 WIDTHS = [96, 40, 17, 64]
@@ -16,10 +16,10 @@ PROSE = "The 12 cats' 3456 naps: it's 7am, they're off!\n\n  Zwölf Katzen  schl
 
 def prune_tiny(model, widths=WIDTHS):
     """Keep neurons drawn at random, as many as said, and write down how, as `LOPPruner.prune` does."""
-    size = measure_size(model, find_ffns(model))
+    size = measure_size(model, find_units(model))
     generator = torch.Generator().manual_seed(3)
     kept = [torch.randperm(w, generator=generator)[:k] for w, k in zip(size.widths, widths, strict=True)]
-    slice_ffns(model, kept)
+    slice_units(model, kept)
     model.config.pruning_config = {
         "method": "lop",
         "recovery": None,

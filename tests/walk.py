@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from hf_lop.errors import UnsupportedModelError
-from hf_lop.units.modeling_lop import find_ffns, layer_widths, text_configs
-from hf_lop.units.slice import mask_neurons, slice_ffns
+from hf_lop.units.configs import layer_widths, text_configs
+from hf_lop.units.kinds import find_units
+from hf_lop.units.slice import masking, slice_units
 from tests.families import build, text_inputs
 
 Inputs = dict[str, torch.Tensor]
@@ -38,7 +39,7 @@ def walk(model_type: str) -> Outcome:
     except Exception as error:  # whatever stops transformers from building it is the finding
         return Outcome(model_type, "unbuildable", _line(error))
     try:
-        find_ffns(model)
+        find_units(model)
     except UnsupportedModelError as error:
         return Outcome(model_type, "refused", str(error))
     try:
@@ -72,16 +73,16 @@ def check(
     model: PreTrainedModel, inputs: Inputs, dense: torch.Tensor, choose: Callable[[list[int]], list[int]] = irregular
 ) -> None:
     """Prune, and prove the result: equal to a mask, and bit-equal after every kind of reload."""
-    ffns = find_ffns(model)
+    units = find_units(model)
     generator = torch.Generator().manual_seed(2)
-    widths = choose([ffn.width for ffn in ffns])
-    kept = [torch.randperm(f.width, generator=generator)[:w] for f, w in zip(ffns, widths, strict=True)]
-    with mask_neurons(model, ffns, kept):
+    widths = choose([unit.count for unit in units])
+    kept = [torch.randperm(f.count, generator=generator)[:w] for f, w in zip(units, widths, strict=True)]
+    with masking(model, units, kept):
         masked = logits(model, inputs)
     untouched = copy.deepcopy(model)
-    slice_ffns(untouched, [torch.arange(ffn.width) for ffn in ffns])
+    slice_units(untouched, [torch.arange(unit.count) for unit in units])
     assert torch.equal(logits(untouched, inputs), dense), "ratio 0 changed the logits"
-    slice_ffns(model, kept)
+    slice_units(model, kept)
     pruned = logits(model, inputs)
     scale = max(1.0, masked.abs().max().item())
     assert (masked - dense).abs().max() > 1e-3 * scale, "the neurons that were cut had no effect"
@@ -102,7 +103,7 @@ def check_config(model: PreTrainedModel, widths: list[int]) -> None:
     config = text_configs(model)[0]
     assert layer_widths(config) == widths, f"config has {layer_widths(config)} for {widths}"
     assert not config.to_dict().get("per_layer_config"), "list and per_layer_config together"
-    assert [ffn.width for ffn in find_ffns(model)] == widths
+    assert [unit.count for unit in find_units(model)] == widths
 
 
 def loaders(model: PreTrainedModel) -> list[type]:

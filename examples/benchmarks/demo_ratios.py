@@ -15,10 +15,10 @@ import sys
 import torch
 
 from hf_lop import demo
-from hf_lop.learning.importance import neuron_importance, neuron_order
+from hf_lop.learning.importance import neuron_order, unit_importance
 from hf_lop.planning.budget import project
-from hf_lop.units.find import find_ffns
-from hf_lop.units.slice import slice_ffns
+from hf_lop.units.kinds import find_units
+from hf_lop.units.slice import slice_units
 
 
 def main() -> None:
@@ -33,9 +33,9 @@ def main() -> None:
     report = demo.load_data("report", arguments.questions)
     size = pruner.config.size
     layers, neurons = len(size.widths), sum(size.widths)
-    ffns = find_ffns(model)
+    units = find_units(model)
     learned = pruner.order()
-    by_magnitude = neuron_order(neuron_importance(model, ffns, "magnitude"))
+    by_magnitude = neuron_order(unit_importance(model, units, "magnitude"))
 
     def shuffled(seed: int) -> list[torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -43,7 +43,7 @@ def main() -> None:
 
     def right(order: list[torch.Tensor], widths: list[int]) -> float:
         pruned = copy.deepcopy(model)
-        slice_ffns(pruned, [o[:w] for o, w in zip(order, widths, strict=True)])
+        slice_units(pruned, [o[:w] for o, w in zip(order, widths, strict=True)])
         return demo.accuracy(demo.answer(pruned, processor, report, 64), report)["all"]
 
     def widths_for(layer_ratios: list[float], ratio: float) -> list[int]:

@@ -14,7 +14,7 @@ from steps import Clock, Steps
 
 from hf_lop import LOPPruner
 from hf_lop.learning.decoder.replay import record_batches
-from hf_lop.learning.importance import neuron_importance, neuron_order
+from hf_lop.learning.importance import neuron_order, unit_importance
 from hf_lop.learning.rewards import Reward
 from hf_lop.learning.statistics import collect_statistics
 from hf_lop.planning.cmaes import CMAES
@@ -25,9 +25,8 @@ from hf_lop.pruner.methods import choose
 from hf_lop.recovery.by_layer import recover_lstsq, set_output_weights
 from hf_lop.recovery.in_turn import recover_in_turn
 from hf_lop.recovery.moments import second_moments
-from hf_lop.units.find import prunable_ffns
-from hf_lop.units.size import measure_size
-from hf_lop.units.slice import slice_ffns
+from hf_lop.units.measure import measure_size
+from hf_lop.units.slice import prunable_units, slice_units
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "beds"))
 import easyvqa
@@ -65,8 +64,8 @@ class Run(Steps):
     def __init__(self, folder: Path, seed: int, data: Path | None) -> None:
         super().__init__(folder, seed)
         self.model, self.processor = easyvqa.load_model()
-        self.ffns = prunable_ffns(self.model)
-        self.size = measure_size(self.model, self.ffns)
+        self.units = prunable_units(self.model)
+        self.size = measure_size(self.model, self.units)
         questions = load_questions("calibration", QUESTIONS["recovery"], seed=seed)
         groups = {split: load_groups(split, count, seed=seed) for split, count in PICTURES.items()}
         self.questions = {"recovery": questions} | {s: list(chain.from_iterable(g)) for s, g in groups.items()}
@@ -89,11 +88,11 @@ class Run(Steps):
         def measure() -> dict[str, Any]:
             found = {}
             with Clock() as clock:
-                statistics = collect_statistics(self.model, self.batches["calibration"], self.ffns)
+                statistics = collect_statistics(self.model, self.batches["calibration"], self.units)
                 for name in CRITERIA:
-                    order = neuron_order(neuron_importance(self.model, self.ffns, name, statistics))
+                    order = neuron_order(unit_importance(self.model, self.units, name, statistics))
                     reward = Reward.on(self.model, order, self.batches["search"], "divergence")
-                    cuts = [[round(ffn.width * (1 - target)) for ffn in self.ffns] for target in CHOOSING]
+                    cuts = [[round(unit.count * (1 - target)) for unit in self.units] for target in CHOOSING]
                     found[name] = [reward(widths).value for widths in cuts]
             return {"chosen": max(found, key=lambda name: sum(found[name])), "rewards": found, "cpu": clock.seconds}
 
@@ -141,7 +140,7 @@ class Run(Steps):
 
         def measure() -> dict[str, Any]:
             space = SearchSpace(self.size.widths, target)
-            starts = [self.pruners["additive"].look_up(target), np.full(len(self.ffns), target)]
+            starts = [self.pruners["additive"].look_up(target), np.full(len(self.units), target)]
             with Clock() as clock:
                 found = run_search(ENGINES[engine](space, starts, seed=self.seed), worth, EVALUATIONS["direct"])
             return {"ratios": list(found.ratios), "reward": found.reward, "cpu": clock.seconds}
@@ -153,7 +152,7 @@ class Run(Steps):
     def plan(self, method: str, target: float) -> tuple[list[torch.Tensor], dict[str, Any]]:
         """Return the kept neurons of every layer, and what a plan for one more target cost."""
         name = {"additive": "table", "mcts": "uniform", "cmaes": "uniform"}.get(method, method)
-        fill, order = choose(name, self.pruners["cmaes" if method == "lop" else "additive"], self.model, self.ffns)
+        fill, order = choose(name, self.pruners["cmaes" if method == "lop" else "additive"], self.model, self.units)
         if method in ENGINES:
             fill = lambda target: np.array(self.direct(method, target)["ratios"])  # noqa: E731
         space = SearchSpace(self.size.widths, target, max_ratio=1.0)
@@ -185,7 +184,7 @@ class Run(Steps):
     def moments(self) -> list[torch.Tensor]:
         """Second moments of all layers on the questions for the recovery."""
         with Clock() as clock:
-            found = list(second_moments(self.model, self.batches["recovery"], self.ffns))
+            found = list(second_moments(self.model, self.batches["recovery"], self.units))
         self.kept("moments", lambda: clock.seconds)
         return found
 
@@ -199,10 +198,10 @@ class Run(Steps):
             outputs = None
             with Clock() as clock:
                 if recovery == "lstsq":
-                    outputs = recover_lstsq(self.model, self.ffns, kept, moments)
+                    outputs = recover_lstsq(self.model, self.units, kept, moments)
                 elif recovery == "sequential":
-                    outputs = recover_in_turn(self.model, self.batches["recovery"], self.ffns, kept)
-                cut = slice_ffns(pruned, kept)
+                    outputs = recover_in_turn(self.model, self.batches["recovery"], self.units, kept)
+                cut = slice_units(pruned, kept)
                 if outputs is not None:
                     set_output_weights(pruned, cut, outputs)
             found = plan | self.judge(pruned) | {"cut": clock.seconds}

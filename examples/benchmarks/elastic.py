@@ -13,8 +13,8 @@ of 16 avoid that.
 * candidate: `Reward` "divergence" of new widths: setting them, replaying all batches, scoring every answer token
 * dense decoder: the same at the dense widths, on the original weights
 * pruned decoder: the recorded batches replayed on a model that was really cut, already there
-* naive: deep copy, `slice_ffns`, forward of the whole model on all batches, divergence of its logits at the answers
-* naive, answers (demo only): deep copy, `slice_ffns`, images and questions prepared, answered by `generate`, compared
+* naive: deep copy, `slice_units`, forward of the whole model on all batches, divergence of its logits at the answers
+* naive, answers (demo only): deep copy, `slice_units`, images and questions prepared, answered by `generate`, compared
 """
 
 import argparse
@@ -33,8 +33,8 @@ from transformers.models.llama import LlamaConfig
 
 from hf_lop import demo
 from hf_lop.learning.rewards import Reward
-from hf_lop.units.find import find_ffns
-from hf_lop.units.slice import slice_ffns
+from hf_lop.units.kinds import find_units
+from hf_lop.units.slice import slice_units
 
 Batches = Sequence[dict[str, Any]]
 
@@ -100,7 +100,7 @@ def seconds(run: Callable[[], object]) -> float:
 def cut(model: Any, kept: list[torch.Tensor]) -> Any:
     """Prune a copy."""
     pruned = copy.deepcopy(model)
-    slice_ffns(pruned, kept)
+    slice_units(pruned, kept)
     return pruned
 
 
@@ -115,8 +115,8 @@ def measure(
     answer: Callable[[Any], object] | None = None,
 ) -> dict[str, Any]:
     """Compare all on one model."""
-    ffns = find_ffns(model)
-    widths = [ffn.width for ffn in ffns]
+    units = find_units(model)
+    widths = [unit.count for unit in units]
     generator = torch.Generator().manual_seed(0)
     order = [torch.randperm(width, generator=generator) for width in widths]
     made: list[Reward] = []
@@ -149,10 +149,12 @@ def measure(
 
     compared = [("candidate", "dense decoder"), ("candidate", "pruned decoder"), ("pruned decoder", "dense decoder")]
     compared += [(name, "candidate") for name in ("naive", "naive, answers") if name in times]
-    ffn_bytes = sum(p.numel() * p.element_size() for f in ffns for m in _projections(model, f) for p in m.parameters())
+    ffn_bytes = sum(
+        p.numel() * p.element_size() for f in units for m in _projections(model, f) for p in m.parameters()
+    )
     all_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     return {
-        "layers": len(ffns),
+        "layers": len(units),
         "samples": sum(len(batch["input_ids"]) for batch in batches),
         "tokens": sum(batch["input_ids"].numel() for batch in batches),
         "way": reward.recorded[0].way,
@@ -162,8 +164,8 @@ def measure(
     } | {f"{name} / {other}": against(name, other) for name, other in compared}
 
 
-def _projections(model: Any, ffn: Any) -> list[Any]:
-    inputs, output = ffn.modules(model)
+def _projections(model: Any, unit: Any) -> list[Any]:
+    inputs, output = unit.modules(model)
     return [*inputs, output]
 
 

@@ -20,11 +20,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_lop
-from hf_lop.learning.importance import neuron_importance
+from hf_lop.learning.importance import unit_importance
 from hf_lop.learning.statistics import collect_statistics
-from hf_lop.units.find import find_ffns
-from hf_lop.units.size import measure_size
-from hf_lop.units.slice import slice_ffns
+from hf_lop.units.kinds import find_units
+from hf_lop.units.measure import measure_size
+from hf_lop.units.slice import slice_units
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "beds"))
@@ -41,13 +41,13 @@ TEXTS = [
 def make_pruned(folder: Path, dtype: torch.dtype) -> None:
     """Write the pruned model."""
     model, tokenizer = smollm.load_model().to(dtype), smollm.load_tokenizer()
-    ffns = find_ffns(model)
-    size = measure_size(model, ffns)
+    units = find_units(model)
+    size = measure_size(model, units)
     text = (HERE.parent.parent / "README.md").read_text(encoding="utf-8")
     blocks = torch.tensor(tokenizer(text)["input_ids"][: 20 * 128]).view(-1, 128)
-    scores = neuron_importance(model, ffns, "l2", collect_statistics(model, [{"input_ids": blocks}], ffns))
-    ratios = [0.1 + 0.4 * layer / (len(ffns) - 1) for layer in range(len(ffns))]
-    slice_ffns(
+    scores = unit_importance(model, units, "l2", collect_statistics(model, [{"input_ids": blocks}], units))
+    ratios = [0.1 + 0.4 * layer / (len(units) - 1) for layer in range(len(units))]
+    slice_units(
         model,
         [score.topk(round(len(score) * (1 - ratio))).indices for score, ratio in zip(scores, ratios, strict=True)],
     )

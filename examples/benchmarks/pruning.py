@@ -22,8 +22,8 @@ from transformers.models.qwen2 import Qwen2Config
 
 from hf_lop.learning.config import LOPConfig
 from hf_lop.pruner.pruner import LOPPruner
-from hf_lop.units.find import find_ffns
-from hf_lop.units.slice import slice_ffns
+from hf_lop.units.kinds import find_units
+from hf_lop.units.slice import slice_units
 
 HIDDEN, WIDTH = 3584, 18944  # Qwen2.5-VL-7B
 
@@ -114,19 +114,19 @@ def main() -> None:
 
     model = build(arguments.layers)
     before = resident_bytes()
-    slice_ffns(model, kept)
+    slice_units(model, kept)
     extra = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    assert all(ffn.width == keep for ffn in find_ffns(model))
+    assert all(unit.count == keep for unit in find_units(model))
 
-    times: dict[str, list[float]] = {"slice_ffns": [], "bare gather": [], "plain copy": []}
+    times: dict[str, list[float]] = {"slice_units": [], "bare gather": [], "plain copy": []}
     for _ in range(arguments.runs):
-        for name, run in (("slice_ffns", slice_ffns), ("bare gather", gather), ("plain copy", copy_kept)):
+        for name, run in (("slice_units", slice_units), ("bare gather", gather), ("plain copy", copy_kept)):
             del model
             model = build(arguments.layers)
             times[name].append(milliseconds(partial(run, model, kept)))
     medians = {name: statistics.median(values) for name, values in times.items()}
     ratios = {
-        name: statistics.median(a / b for a, b in zip(times["slice_ffns"], times[name], strict=True))
+        name: statistics.median(a / b for a, b in zip(times["slice_units"], times[name], strict=True))
         for name in ("bare gather", "plain copy")
     }
     print(
@@ -138,8 +138,8 @@ def main() -> None:
                 "layers cut": arguments.layers,
                 "ratio": arguments.ratio,
                 "milliseconds per layer": {name: round(v / arguments.layers, 1) for name, v in medians.items()},
-                "slice_ffns / bare gather": round(ratios["bare gather"], 3),
-                "slice_ffns / plain copy": round(ratios["plain copy"], 3),
+                "slice_units / bare gather": round(ratios["bare gather"], 3),
+                "slice_units / plain copy": round(ratios["plain copy"], 3),
                 "extra memory / one layer": round(extra / layer_bytes, 3),
             },
             indent=2,

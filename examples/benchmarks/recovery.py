@@ -31,13 +31,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_lop.learning.importance import neuron_importance, neuron_order, output_weight
+from hf_lop.learning.importance import neuron_order, unit_importance
 from hf_lop.learning.statistics import collect_statistics
 from hf_lop.recovery.by_layer import recover_fold, recover_lstsq, set_output_weights
 from hf_lop.recovery.in_turn import recover_in_turn
 from hf_lop.recovery.moments import second_moments
-from hf_lop.units.find import prunable_ffns
-from hf_lop.units.slice import slice_ffns
+from hf_lop.units.slice import output_weight, prunable_units, slice_units
 
 DAMPINGS = (0.01, 0.1, 0.3)
 
@@ -93,43 +92,43 @@ def run(model: Any, blocks: torch.Tensor, seed: int, ratios: list[float], in_tur
     """Measure everything for one seed, or only the sequential variants against the parallel one."""
     blocks = blocks[torch.randperm(len(blocks), generator=torch.Generator().manual_seed(seed))]
     calibration, report = blocks[:96], blocks[96:144]
-    ffns = prunable_ffns(model)
-    measured = collect_statistics(model, batches(calibration), ffns)
-    order = neuron_order(neuron_importance(model, ffns, "wifn", measured))
+    units = prunable_units(model)
+    measured = collect_statistics(model, batches(calibration), units)
+    order = neuron_order(unit_importance(model, units, "wifn", measured))
     start = time.thread_time()
-    moments = {96: list(second_moments(model, batches(calibration), ffns))}
+    moments = {96: list(second_moments(model, batches(calibration), units))}
     collecting = time.thread_time() - start
     if not in_turn:
-        moments[16] = list(second_moments(model, batches(calibration[:16]), ffns))
+        moments[16] = list(second_moments(model, batches(calibration[:16]), units))
     result: dict[str, Any] = {"dense": loss(model, report), "seconds": {"moments, 96 blocks": collecting}}
     for ratio in ratios:
         kept = [indices[: round(len(indices) * (1 - ratio))] for indices in order]
 
         def score(weights: list[torch.Tensor] | None, kept: list[torch.Tensor] = kept) -> float:
             pruned = copy.deepcopy(model)
-            ffns = slice_ffns(pruned, kept)
+            units = slice_units(pruned, kept)
             if weights is not None:
-                set_output_weights(pruned, ffns, weights)
+                set_output_weights(pruned, units, weights)
             return loss(pruned, report)
 
         if in_turn:
-            losses = {"none": score(None), "each by itself": score(recover_lstsq(model, ffns, kept, moments[96]))}
+            losses = {"none": score(None), "each by itself": score(recover_lstsq(model, units, kept, moments[96]))}
             start = time.thread_time()
-            weights = recover_in_turn(model, batches(calibration), ffns, kept)
+            weights = recover_in_turn(model, batches(calibration), units, kept)
             result["seconds"][f"in turn, {ratio:.0%}"] = time.thread_time() - start
             losses["in turn"] = score(weights)
             print(f"{seed} {ratio:.0%}: {losses}", file=sys.stderr)
             result[f"{ratio:.0%}"] = losses
             continue
-        losses = {"none": score(None), "fold": score(recover_fold(model, ffns, kept, measured))}
+        losses = {"none": score(None), "fold": score(recover_fold(model, units, kept, measured))}
         for count, grams in moments.items():
             for damping in DAMPINGS:
                 start = time.thread_time()
-                weights = recover_lstsq(model, ffns, kept, grams, damping=damping)
+                weights = recover_lstsq(model, units, kept, grams, damping=damping)
                 result["seconds"][f"fit, {ratio:.0%}"] = time.thread_time() - start
                 losses[f"least squares {damping}, {count} blocks"] = score(weights)
-            layers = zip(ffns, kept, grams, strict=True)
-            weights = [toward_zero(output_weight(model, ffn), gram, indices) for ffn, indices, gram in layers]
+            layers = zip(units, kept, grams, strict=True)
+            weights = [toward_zero(output_weight(model, unit), gram, indices) for unit, indices, gram in layers]
             losses[f"toward zero, {count} blocks"] = score(weights)
         result[f"{ratio:.0%}"] = losses
     return result

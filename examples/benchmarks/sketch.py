@@ -26,13 +26,12 @@ from typing import Any
 
 import torch
 
-from hf_lop.learning.importance import neuron_importance, neuron_order, output_weight
+from hf_lop.learning.importance import neuron_order, unit_importance
 from hf_lop.learning.sketch import Sketch, Sketcher
 from hf_lop.learning.statistics import collect_statistics
 from hf_lop.recovery.by_layer import recover_lstsq, recover_sketch, set_output_weights
 from hf_lop.recovery.moments import second_moments
-from hf_lop.units.find import prunable_ffns
-from hf_lop.units.slice import slice_ffns
+from hf_lop.units.slice import output_weight, prunable_units, slice_units
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "beds"))
 import smollm
@@ -85,11 +84,11 @@ class Bed:
     def __init__(self, seed: int, data: Path | None) -> None:
         tokenizer = smollm.load_tokenizer()
         self.model = smollm.load_model()
-        self.ffns = prunable_ffns(self.model)
+        self.units = prunable_units(self.model)
         calibration = smollm.load_blocks("calibration", CALIBRATION, seed=seed, tokenizer=tokenizer, data=data)
         self.report = smollm.load_blocks("report", REPORT, seed=seed, tokenizer=tokenizer, data=data)
         self.dense = loss(self.model, self.report)
-        widths = [ffn.width for ffn in self.ffns]
+        widths = [unit.count for unit in self.units]
         drawn = torch.randperm(calibration.numel(), generator=torch.Generator().manual_seed(seed))[: max(SIZES)]
         self.tokens: list[Tensors] = [[] for _ in widths]
         seen = [0] * len(widths)
@@ -101,31 +100,31 @@ class Bed:
             seen[layer] += len(flat)
 
         start = time.thread_time()
-        plain = collect_statistics(self.model, batches(calibration), self.ffns)
+        plain = collect_statistics(self.model, batches(calibration), self.units)
         self.seconds = {"statistics": time.thread_time() - start}
         self.one_pass: dict[int, Tensors] = {}
         for rows in SIZES:
             sketcher = Sketcher(widths, rows, seed=seed)
             start = time.thread_time()
-            collect_statistics(self.model, batches(calibration), self.ffns, also=sketcher.add)
+            collect_statistics(self.model, batches(calibration), self.units, also=sketcher.add)
             self.one_pass[rows] = sketcher.result(plain)
             self.seconds[f"statistics and {rows} directions"] = time.thread_time() - start
-        collect_statistics(self.model, batches(calibration), self.ffns, also=keep)
+        collect_statistics(self.model, batches(calibration), self.units, also=keep)
         self.squares = [measured.square for measured in plain]
-        self.moments = [gram / CALIBRATION for gram in second_moments(self.model, batches(calibration), self.ffns)]
-        self.order = neuron_order(neuron_importance(self.model, self.ffns, "wifn", plain))
+        self.moments = [gram / CALIBRATION for gram in second_moments(self.model, batches(calibration), self.units)]
+        self.order = neuron_order(unit_importance(self.model, self.units, "wifn", plain))
         self._exact: dict[str, Tensors] = {}
 
     def exact(self, kind: str, rows: int) -> Tensors:
         """Leading directions of the exact moments, in one of the units."""
         if kind not in self._exact:
-            layers = zip(self.ffns, self.moments, self.squares, strict=True)
+            layers = zip(self.units, self.moments, self.squares, strict=True)
             units = {
-                "plain": lambda ffn, square: torch.ones(len(square)),
-                "output": lambda ffn, square: 1 / output_weight(self.model, ffn).float().norm(dim=0),
-                "correlation": lambda ffn, square: square.sqrt().clamp_min(1e-6 * float(square.mean().sqrt())),
+                "plain": lambda unit, square: torch.ones(len(square)),
+                "output": lambda unit, square: 1 / output_weight(self.model, unit).float().norm(dim=0),
+                "correlation": lambda unit, square: square.sqrt().clamp_min(1e-6 * float(square.mean().sqrt())),
             }
-            self._exact[kind] = [leading(gram, units[kind](ffn, square), max(SIZES)) for ffn, gram, square in layers]
+            self._exact[kind] = [leading(gram, units[kind](unit, square), max(SIZES)) for unit, gram, square in layers]
         return [directions[:rows] for directions in self._exact[kind]]
 
     def sampled(self, rows: int) -> Tensors:
@@ -157,12 +156,12 @@ class Bed:
         for ratio in ratios:
             kept = [indices[: round(len(indices) * (1 - ratio))] for indices in self.order]
             pruned = copy.deepcopy(self.model)
-            cut = slice_ffns(pruned, kept)
+            cut = slice_units(pruned, kept)
             found = result[f"{ratio:.0%}"] = {"none": loss(pruned, self.report) - self.dense}
-            set_output_weights(pruned, cut, recover_lstsq(self.model, self.ffns, kept, self.moments))
+            set_output_weights(pruned, cut, recover_lstsq(self.model, self.units, kept, self.moments))
             found["least squares"] = loss(pruned, self.report) - self.dense
             for name, make in sketches.items():
-                weights = recover_sketch(self.model, self.ffns, kept, make(), self.squares)
+                weights = recover_sketch(self.model, self.units, kept, make(), self.squares)
                 set_output_weights(pruned, cut, weights)
                 found[json.dumps(name)] = loss(pruned, self.report) - self.dense
                 print(f"{ratio:.0%} {name}: {found[json.dumps(name)]:.4f}", file=sys.stderr)
@@ -206,7 +205,7 @@ def main() -> None:
         bed = Bed(seed, arguments.data)
         runs.append(bed.run(arguments.ratios))
         dense.append(bed.dense)
-        seconds, neurons = seconds or bed.seconds, sum(ffn.width for ffn in bed.ffns)
+        seconds, neurons = seconds or bed.seconds, sum(unit.count for unit in bed.units)
     ratios = [f"{ratio:.0%}" for ratio in arguments.ratios]
     report = {
         "machine": f"{platform.processor() or platform.machine()}, 1 thread",

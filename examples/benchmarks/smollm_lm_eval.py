@@ -24,7 +24,7 @@ from steps import cell, main
 from hf_lop import evaluate
 from hf_lop.learning.importance import neuron_order
 from hf_lop.recovery.by_layer import recover_lstsq, set_output_weights
-from hf_lop.units.slice import slice_ffns
+from hf_lop.units.slice import slice_units
 
 TASK = "book_continuation"
 QUESTIONS, CONTEXT, SENTENCE = 200, 60, (6, 30)  # how many, and lengths in words
@@ -96,8 +96,8 @@ def measure(folder: Path, seed: int, data: Path | None) -> dict[str, Any]:
         order = neuron_order(run.scores(plan["criterion"]))
         kept = [indices[:width] for indices, width in zip(order, plan["widths"], strict=True)]
         model = copy.deepcopy(run.model)
-        weights = recover_lstsq(run.model, run.ffns, kept, run.moments) if recovery else None
-        cut = slice_ffns(model, kept)
+        weights = recover_lstsq(run.model, run.units, kept, run.moments) if recovery else None
+        cut = slice_units(model, kept)
         if weights is not None:
             set_output_weights(model, cut, weights)
         return model

@@ -12,7 +12,7 @@ import torch
 from steps import Clock, Steps
 
 from hf_lop.learning.decoder.replay import record_batches
-from hf_lop.learning.importance import neuron_importance, neuron_order
+from hf_lop.learning.importance import neuron_order, unit_importance
 from hf_lop.learning.pairs import training_pairs
 from hf_lop.learning.predictors import build_predictor, train_predictor
 from hf_lop.learning.probes import probe_layers
@@ -28,9 +28,8 @@ from hf_lop.planning.space import SearchSpace
 from hf_lop.planning.table import learn_table
 from hf_lop.recovery.by_layer import recover_lstsq, set_output_weights
 from hf_lop.recovery.moments import second_moments
-from hf_lop.units.find import prunable_ffns
-from hf_lop.units.size import measure_size
-from hf_lop.units.slice import slice_ffns
+from hf_lop.units.measure import measure_size
+from hf_lop.units.slice import prunable_units, slice_units
 from hf_lop.units.views import ElasticModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "beds"))
@@ -95,8 +94,8 @@ class Run(Steps):
         }
         self.fingerprints = {name: smollm.fingerprint(blocks) for name, blocks in self.blocks.items()}
         self.model = smollm.load_model()
-        self.ffns = prunable_ffns(self.model)
-        self.size = measure_size(self.model, self.ffns)
+        self.units = prunable_units(self.model)
+        self.size = measure_size(self.model, self.units)
         self.widths = self.size.widths
         self._elastic: dict[str, ElasticModel] = {}
         self.on(self.fingerprints)
@@ -107,13 +106,13 @@ class Run(Steps):
     def statistics(self) -> Any:
         """Activation statistics; computed anew by every run, as they take seconds."""
         with Clock() as clock:
-            found = collect_statistics(self.model, batches(self.blocks["calibration"]), self.ffns)
+            found = collect_statistics(self.model, batches(self.blocks["calibration"]), self.units)
         self.kept("calibration", lambda: {"seconds": clock.seconds})
         return found
 
     def scores(self, criterion: str) -> list[torch.Tensor]:
         """Score all neurons."""
-        return neuron_importance(self.model, self.ffns, criterion, self.statistics)
+        return unit_importance(self.model, self.units, criterion, self.statistics)
 
     def elastic(self, criterion: str) -> ElasticModel:
         """Sort all neurons by a criterion."""
@@ -154,7 +153,7 @@ class Run(Steps):
         def probe() -> dict[str, Any]:
             order = neuron_order(self.scores(criterion))
             with Clock() as clock:
-                found = probe_layers(self.model, self.ffns, order, batches(self.blocks["probe"]), PROBES)[0]
+                found = probe_layers(self.model, self.units, order, batches(self.blocks["probe"]), PROBES)[0]
             return {"damage": found.tolist(), "seconds": clock.seconds}
 
         return self.kept("probes", probe)  # type: ignore[no-any-return]
@@ -328,9 +327,9 @@ class Run(Steps):
             order = neuron_order(self.scores(plan["criterion"]))
             kept = [indices[:width] for indices, width in zip(order, plan["widths"], strict=True)]
             with Clock() as clock:
-                weights = recover_lstsq(self.model, self.ffns, kept, self.moments)
+                weights = recover_lstsq(self.model, self.units, kept, self.moments)
                 pruned = copy.deepcopy(self.model)
-                set_output_weights(pruned, slice_ffns(pruned, kept), weights)
+                set_output_weights(pruned, slice_units(pruned, kept), weights)
             return plan | self.above_dense(pruned) | {"recovery": clock.seconds}
 
         return self.kept(f"recovered-{method.replace(' ', '-')}-{target:g}", measure)  # type: ignore[no-any-return]
@@ -339,7 +338,7 @@ class Run(Steps):
     def moments(self) -> list[torch.Tensor]:
         """Second moments of all layers on the calibration blocks."""
         with Clock() as clock:
-            found = list(second_moments(self.model, batches(self.blocks["calibration"]), self.ffns))
+            found = list(second_moments(self.model, batches(self.blocks["calibration"]), self.units))
         self.kept("moments", lambda: {"seconds": clock.seconds})
         return found
 

@@ -32,9 +32,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import hf_lop  # noqa: F401
-from hf_lop.units.find import find_ffns
-from hf_lop.units.size import measure_size
-from hf_lop.units.slice import slice_ffns
+from hf_lop.units.kinds import find_units
+from hf_lop.units.measure import measure_size
+from hf_lop.units.slice import slice_units
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "beds"))
@@ -71,7 +71,7 @@ def reload(model: Any) -> Any:
 
 def costs(model: Any, tokens: int) -> dict[str, float]:
     """FLOPs of a prefill and bytes read by decoding one token behind it."""
-    config, size = model.config, measure_size(model, find_ffns(model))
+    config, size = model.config, measure_size(model, find_units(model))
     head = 2 * model.lm_head.weight.numel()
     layers, itemsize = config.num_hidden_layers, model.lm_head.weight.element_size()
     attention = layers * 4 * config.hidden_size * tokens * tokens / 2
@@ -97,16 +97,18 @@ def measure(model: Any, ids: torch.Tensor, steps: int) -> dict[str, float]:
 def run(dtype: torch.dtype, rounds: int, steps: int) -> dict[str, Any]:
     """Measure all ratios and roundings in one dtype."""
     loaded = smollm.load_model().to(dtype)
-    widths = [ffn.width for ffn in find_ffns(loaded)]
+    widths = [unit.count for unit in find_units(loaded)]
     models = {"dense": reload(loaded)}
     for ratio in RATIOS:
         for round_to in ROUND_TO:
             pruned, generator = copy.deepcopy(loaded), torch.Generator().manual_seed(0)
             kept = draw(widths, ratio, round_to, seed=round(100 * ratio))
-            slice_ffns(pruned, [torch.randperm(n, generator=generator)[:k] for n, k in zip(widths, kept, strict=True)])
+            slice_units(
+                pruned, [torch.randperm(n, generator=generator)[:k] for n, k in zip(widths, kept, strict=True)]
+            )
             models[f"{ratio:.0%}, {round_to}"] = reload(pruned)
     cost = {name: costs(model, TOKENS) for name, model in models.items()}
-    kept = {name: [ffn.width for ffn in find_ffns(model)] for name, model in models.items()}
+    kept = {name: [unit.count for unit in find_units(model)] for name, model in models.items()}
     for layer in loaded.model.layers:
         layer.mlp = NoFFN()
     models["without FFNs"] = loaded

@@ -44,8 +44,8 @@ def make(work: Path, layers: int) -> None:
     from hf_lop.hub.write.tensors import Output, layout
     from hf_lop.learning.config import LOPConfig
     from hf_lop.pruner.pruner import LOPPruner
-    from hf_lop.units.find import find_ffns
-    from hf_lop.units.size import measure_size
+    from hf_lop.units.kinds import find_units
+    from hf_lop.units.measure import measure_size
 
     config = AutoConfig.for_model(
         "qwen2_5_vl", text_config={**TEXT, "num_hidden_layers": layers}, vision_config=VISION, dtype="bfloat16"
@@ -75,7 +75,7 @@ def make(work: Path, layers: int) -> None:
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
 
-    size = measure_size(model, find_ffns(model))
+    size = measure_size(model, find_units(model))
     ratios = [0.3 * (0.6 + 0.8 * layer / (layers - 1)) for layer in range(layers)]
     table = [{"ratio": 0.0, "ratios": [0.0] * layers}, {"ratio": 0.3, "ratios": ratios}]
     pruner = LOPPruner(

@@ -53,7 +53,7 @@ for _command in (
 
 def main() -> None:
     """Run the command line; an error the user can mend is one line on stderr and exit code 1."""
-    from hf_lop.units.modeling_lop import LOPError
+    from hf_lop.errors import LOPError
 
     try:
         app()

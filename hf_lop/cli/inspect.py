@@ -23,7 +23,7 @@ def inspect(
     if found.pruned:
         lines += [f"  {key}: {value}" for key, value in found.pruned.items()]
     lines += [
-        f"  layer {i:>3}  {f.width:>6} neurons  {f.path}: {', '.join(f.inputs)} -> {f.output}"
-        for i, f in enumerate(found.ffns)
+        f"  layer {i:>3}  {f['width']:>6} neurons  {f['path']}: {', '.join(f['inputs'])} -> {f['output']}"
+        for i, f in enumerate(found.to_dict()["ffns"])
     ]
     show(found.to_dict(), "\n".join(lines), as_json)

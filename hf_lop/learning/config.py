@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from hf_lop.errors import CheckpointMismatchError
 from hf_lop.planning.additive import additive_damage
-from hf_lop.units.modeling_lop import DEEPEST, WIDEST
+from hf_lop.units.configs import DEEPEST, WIDEST
 from hf_lop.units.size import ModelSize
 
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from hf_lop.errors import InvalidInputError
 from hf_lop.learning.statistics import Statistics
-from hf_lop.units.modeling_lop import FFN
+from hf_lop.units.slice import output_weight
+from hf_lop.units.unit import Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,29 +50,22 @@ CRITERIA = {
 }
 
 
-def output_weight(model: nn.Module, ffn: FFN) -> torch.Tensor:
-    """Return the output projection of an FFN as `[d, n]`, a view (`Conv1D` stores its transpose)."""
-    module = ffn.modules(model)[1]
-    weight: torch.Tensor = module.weight.detach()
-    return weight if hasattr(module, "in_features") else weight.T
-
-
-def neuron_importance(
+def unit_importance(
     model: nn.Module,
-    ffns: Sequence[FFN],
+    units: Sequence[Unit],
     criterion: str,
     statistics: Sequence[Statistics] | None = None,
     *,
-    weights: Callable[[FFN], torch.Tensor] | None = None,
+    weights: Callable[[Unit], torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
-    """Score every neuron of every layer.
+    """Score every piece of every unit: each of its entries by the criterion, then their sum.
 
     Args:
         model (`nn.Module`): the dense model.
-        ffns (`Sequence[FFN]`): its FFNs.
+        units (`Sequence[Unit]`): its units.
         criterion (`str`): one of `CRITERIA`.
         statistics (`Sequence[Statistics]`, *optional*): one per layer; not needed for "magnitude".
-        weights (`Callable`, *optional*): gives the output projection `[d, n]` of an FFN, where the model has it not.
+        weights (`Callable`, *optional*): gives the output projection `[d, n]` of a unit, where the model has it not.
 
     Returns:
         `list[torch.Tensor]`: one `[n] float32` per layer on the CPU; higher is more important.
@@ -88,11 +82,12 @@ def neuron_importance(
         )
     scores = []
     weights = weights or partial(output_weight, model)
-    for layer, ffn in enumerate(ffns):
-        weight = weights(ffn).float().cpu() if criterion not in ("l2", "ifv") else torch.empty(0)
+    for layer, unit in enumerate(units):
+        weight = weights(unit).float().cpu() if criterion not in ("l2", "ifv") else torch.empty(0)
         nothing = torch.empty(0)
         measured = statistics[layer] if statistics is not None else Statistics(nothing, nothing, nothing, nothing)
-        scores.append(chosen.score(weight, measured).float())
+        score = chosen.score(weight, measured).float()
+        scores.append(score if unit.block == 1 else score.view(unit.count, unit.block).sum(1))
     return scores
 
 

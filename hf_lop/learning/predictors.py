@@ -151,8 +151,8 @@ class _Block(nn.Module):
         rows = like.new_empty(length, batch, 3 * dim)
         query, key, value = rows.view(length, batch, 3, self.heads, -1).permute(2, 1, 3, 0, 4)
         # A step takes as long as starting its operations does, so attribute access and copies are kept out of it.
-        norm_in, norm_in_bias, qkv, qkv_bias, out, out_bias, *ffn = self.parameters()
-        norm, norm_bias, up, up_bias, down, down_bias = ffn
+        norm_in, norm_in_bias, qkv, qkv_bias, out, out_bias, *unit = self.parameters()
+        norm, norm_bias, up, up_bias, down, down_bias = unit
         projection, shape, slots = qkv.t(), (dim,), rows.unbind()
 
         def step(x: Tensor, position: int) -> Tensor:

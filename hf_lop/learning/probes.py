@@ -12,19 +12,19 @@ from torch import nn
 from hf_lop.learning.decoder.layers import LayerRuns
 from hf_lop.learning.decoder.replay import Recorded, record_batches
 from hf_lop.learning.processes import Processes
-from hf_lop.units.modeling_lop import FFN
-from hf_lop.units.views import ElasticModel, Outputs
+from hf_lop.units.unit import Unit
+from hf_lop.units.views import ElasticModel, OutputWeights
 
 
 def probe_layers(
     model: nn.Module,
-    ffns: Sequence[FFN],
+    units: Sequence[Unit],
     order: Sequence[torch.Tensor],
     batches: Iterable[Mapping[str, Any]],
     ratios: Sequence[float],
     contexts: Sequence[float] = (0.0,),
     processes: Processes | None = None,
-    outputs: Outputs | None = None,
+    outputs: OutputWeights | None = None,
 ) -> np.ndarray:
     """Measure what cutting each single layer costs: KL(dense || only layer l cut to ratio r), mean over predictions.
 
@@ -38,7 +38,7 @@ def probe_layers(
 
     Args:
         model (`nn.Module`): the dense model; only read.
-        ffns (`Sequence[FFN]`): its L FFNs.
+        units (`Sequence[Unit]`): its L FFNs.
         order (`Sequence[torch.Tensor]`): neurons of each layer from most to least important, `[n] int64`.
         batches (`Iterable[Mapping]`): model inputs. With `labels` `[B, T]`, only predictions of labelled tokens (not
             -100) count; without, those of all tokens that are not padding.
@@ -55,10 +55,10 @@ def probe_layers(
         InvalidInputError: if there is no batch with a prediction to score.
     """
     elastic, processes = ElasticModel(model, order, outputs), processes or Processes()
-    runs = LayerRuns(elastic.model, ffns)
+    runs = LayerRuns(elastic.model, units)
     recorded = record_batches(elastic.model, batches, processes)
     bar = processes.bar(recorded, "probing layers")
-    shares = processes.gather(lambda: [_probe(elastic, runs, ffns, entry, ratios, contexts) for entry in bar])
+    shares = processes.gather(lambda: [_probe(elastic, runs, units, entry, ratios, contexts) for entry in bar])
     sums, counts = zip(*(entry for share in shares for entry in share), strict=True)
     total: np.ndarray = np.apply_along_axis(math.fsum, 0, np.stack(sums))  # exact, whatever the order of the batches
     return total / sum(counts)
@@ -68,7 +68,7 @@ def probe_layers(
 def _probe(
     elastic: ElasticModel,
     runs: LayerRuns,
-    ffns: Sequence[FFN],
+    units: Sequence[Unit],
     entry: Recorded,
     ratios: Sequence[float],
     contexts: Sequence[float],
@@ -79,24 +79,24 @@ def _probe(
         return entry.logits(elastic.model)
 
     def width(layer: int, ratio: float) -> int:
-        return max(1, round(ffns[layer].width * (1 - ratio)))
+        return max(1, round(units[layer].count * (1 - ratio)))
 
     def divergence(widths: Sequence[int]) -> float:
         elastic.set_widths(widths)
         cut = predict().float().log_softmax(-1)
         return float((dense.exp() * (dense - cut)).sum())
 
-    elastic.set_widths([ffn.width for ffn in ffns])
+    elastic.set_widths([unit.count for unit in units])
     logits, outputs = runs.record(predict)
     dense = logits.float().log_softmax(-1)
-    total = np.zeros((len(contexts), len(ffns), len(ratios)))
+    total = np.zeros((len(contexts), len(units), len(ratios)))
     for found, context in zip(total, contexts, strict=True):
-        others = [width(layer, context) for layer in range(len(ffns))]
+        others = [width(layer, context) for layer in range(len(units))]
         if context:
             elastic.set_widths(others)
             logits, outputs = runs.record(predict)
         skips = runs.skips_exactly(predict, logits, outputs)
-        for layer in range(len(ffns)):
+        for layer in range(len(units)):
             before = runs.before(layer) if skips else None
             cuts = [[*others[:layer], width(layer, ratio), *others[layer + 1 :]] for ratio in (0.0, *ratios)]
             with runs.skipping(layer, outputs[before]) if before is not None else contextlib.nullcontext():

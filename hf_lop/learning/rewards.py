@@ -17,7 +17,7 @@ from hf_lop.errors import InvalidInputError
 from hf_lop.learning.decoder.replay import IGNORED, Recorded, record_batches
 from hf_lop.learning.divergence import DenseTop
 from hf_lop.learning.processes import Processes
-from hf_lop.units.views import ElasticModel, Outputs
+from hf_lop.units.views import ElasticModel, OutputWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ class Reward:
         self.recorded = list(recorded) if self.kind == "divergence" else _with_targets(recorded)
         self._dense = [None] * len(self.recorded)
         if self.kind == "divergence":
-            self.elastic.set_widths([ffn.width for ffn in self.elastic.ffns])
+            self.elastic.set_widths([unit.count for unit in self.elastic.units])
             bar = self._processes.bar(self.recorded, "dense predictions")
             self._dense = [DenseTop.of(self._log_q(entry)) for entry in bar]
         return len(self.recorded)
@@ -153,7 +153,7 @@ class Reward:
         batches: Iterable[Mapping[str, Any]],
         kind: str = "divergence",
         processes: Processes | None = None,
-        outputs: Outputs | None = None,
+        outputs: OutputWeights | None = None,
     ) -> "Reward":
         """Sort the neurons of a dense model, record batches and make a reward from them.
 
@@ -224,7 +224,7 @@ def scorer(
     batches: Iterable[Mapping[str, Any]],
     reward: str | Judge,
     processes: Processes | None = None,
-    outputs: Outputs | None = None,
+    outputs: OutputWeights | None = None,
 ) -> Callable[[Sequence[int]], Score]:
     """Return what scores widths `[L]`: [`Reward.on`], of one of `REWARDS`, or a callable's own verdict.
 

@@ -17,8 +17,8 @@ from torch import nn
 
 from hf_lop.errors import InvalidInputError
 from hf_lop.learning.processes import Processes
-from hf_lop.units.find import find_ffns
-from hf_lop.units.modeling_lop import FFN
+from hf_lop.units.kinds import find_units
+from hf_lop.units.unit import Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ def to_device(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
 def collect_statistics(
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
-    ffns: list[FFN] | None = None,
+    units: list[Unit] | None = None,
     processes: Processes | None = None,
     *,
     also: Callable[[int, torch.Tensor, torch.Tensor | None], None] = lambda *_: None,
@@ -157,7 +157,7 @@ def collect_statistics(
         model (`nn.Module`): the dense model; neither moved nor changed.
         batches (`Iterable[Mapping]`): keyword arguments of the model's forward, with `input_ids` `[B, T]` and, where
             samples are padded, `attention_mask` `[B, T]`. Padding is left out of every statistic.
-        ffns (`list[FFN]`, *optional*): the FFNs to watch, all by default.
+        units (`list[Unit]`, *optional*): the FFNs to watch, all by default.
         processes (`Processes`, *optional*): all of them call this with the same batches; each runs every n-th, and tells
             the others its sums (40 bytes per neuron and batch), which all add up in the order of the batches.
         also (`Callable`, *optional*): called with the layer, its activations `[B, T, n]` and the mask `[B, T] bool` of its
@@ -170,9 +170,9 @@ def collect_statistics(
     Raises:
         InvalidInputError: if there is no batch, or a batch cannot be read.
     """
-    ffns = find_ffns(model) if ffns is None else ffns
+    units = find_units(model) if units is None else units
     processes = processes or Processes()
-    totals = [_Accumulator(ffn.width) for ffn in ffns]
+    totals = [_Accumulator(unit.count) for unit in units]
     current: dict[str, Any] = {}
     sums: list[tuple[int, _Sums]] = []  # of the current batch, each with its layer
 
@@ -185,7 +185,7 @@ def collect_statistics(
 
         return hook
 
-    handles = [ffn.modules(model)[1].register_forward_pre_hook(watch(layer)) for layer, ffn in enumerate(ffns)]
+    handles = [unit.modules(model)[1].register_forward_pre_hook(watch(layer)) for layer, unit in enumerate(units)]
     # The vocabulary projection is not needed here; most models can be asked for the last position only.
     short = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 

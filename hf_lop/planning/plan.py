@@ -11,7 +11,8 @@ import torch
 
 from hf_lop.errors import InfeasibleBudgetError, InvalidInputError
 from hf_lop.planning.budget import Floats, Widths, bisect_budget, parse_bytes, positive_integer, project
-from hf_lop.units.size import ModelSize, ffn_seconds
+from hf_lop.units.measure import ffn_seconds
+from hf_lop.units.size import ModelSize
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

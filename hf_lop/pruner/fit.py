@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from hf_lop.errors import InvalidInputError
 from hf_lop.hub.read.load import load_model, load_processor
 from hf_lop.learning.data import fingerprint, fitting_parts, part_batches
-from hf_lop.learning.importance import CRITERIA, neuron_importance, neuron_order, output_weight
+from hf_lop.learning.importance import CRITERIA, neuron_order, unit_importance
 from hf_lop.learning.probes import probe_layers
 from hf_lop.learning.processes import Processes, launched
 from hf_lop.learning.rewards import Judge, reward_name, scorer
@@ -34,10 +34,11 @@ from hf_lop.planning.mcts import MCTS
 from hf_lop.planning.table import MakeSearch, learn_table
 from hf_lop.pruner.kept import Clock, kept_array
 from hf_lop.recovery.solve import fit_sketch
-from hf_lop.units.find import prunable_ffns
-from hf_lop.units.modeling_lop import FFN
-from hf_lop.units.size import ModelSize, measure_size
-from hf_lop.units.views import Outputs
+from hf_lop.units.measure import measure_size
+from hf_lop.units.size import ModelSize
+from hf_lop.units.slice import output_weight, prunable_units
+from hf_lop.units.unit import Unit
+from hf_lop.units.views import OutputWeights
 
 Batches = Iterable[Mapping[str, Any]]
 
@@ -130,7 +131,7 @@ def prepare(
     if isinstance(model, str | Path):
         processes, model = launched(), load_model(model)
         model = model.to(processes.device) if processes.count > 1 else model  # type: ignore[arg-type]
-    prunable_ffns(model)  # refuses a model before its data is prepared
+    prunable_units(model)  # refuses a model before its data is prepared
     if validation is not None:
         return model, data, validation, facts
     processor = load_processor(str(model.name_or_path)) if processor is None else processor
@@ -144,14 +145,14 @@ def prepare(
 
 
 def calibrate(
-    model: PreTrainedModel, calibration: Batches, ffns: list[FFN], sketch_rows: int, seed: int, processes: Processes
+    model: PreTrainedModel, calibration: Batches, units: list[Unit], sketch_rows: int, seed: int, processes: Processes
 ) -> tuple[list[Statistics], list[Sketch]]:
     """Collect statistics and sketches in one pass; no sketch, with a warning, of fewer tokens than neurons."""
     if not sketch_rows:
-        return collect_statistics(model, calibration, ffns, processes), []
-    widths = [ffn.width for ffn in ffns]
+        return collect_statistics(model, calibration, units, processes), []
+    widths = [unit.count for unit in units]
     sketcher = Sketcher(widths, sketch_rows, seed=seed)
-    statistics = collect_statistics(model, calibration, ffns, processes, also=sketcher.add)
+    statistics = collect_statistics(model, calibration, units, processes, also=sketcher.add)
     sketcher.join(processes)
     if any(tokens < width for tokens, width in zip(sketcher.tokens, widths, strict=True)):
         warnings.warn(
@@ -165,11 +166,11 @@ def calibrate(
 
 def sketched_outputs(
     model: PreTrainedModel,
-    ffns: Sequence[FFN],
+    units: Sequence[Unit],
     order: Sequence[torch.Tensor],
     sketches: Sequence[Sketch],
     statistics: Sequence[Statistics],
-) -> Outputs:
+) -> OutputWeights:
     """Return what gives a layer's output projection at any width, recovered from its sketch.
 
     Raises:
@@ -181,7 +182,7 @@ def sketched_outputs(
             "samples, or leave recover out."
         )
     directions = [sketch.directions() for sketch in sketches]
-    weights = [output_weight(model, ffn) for ffn in ffns]
+    weights = [output_weight(model, unit) for unit in units]
 
     def output(layer: int, width: int) -> torch.Tensor:
         return fit_sketch(weights[layer], directions[layer], statistics[layer].square, order[layer][:width])
@@ -216,8 +217,8 @@ def learn(
             different data.
         ProcessError: if another process failed.
     """
-    ffns = prunable_ffns(model)
-    size = measure_size(model, ffns)
+    units = prunable_units(model)
+    size = measure_size(model, units)
     calibration, validation = list(calibration), list(validation)
     prints = {"calibration_sha256": fingerprint(calibration), "search_sha256": fingerprint(validation)}
     if len(set(prints.values())) == 1:
@@ -225,13 +226,13 @@ def learn(
     processes = launched()
     processes.agree("The fingerprints of data or model", {**prints, "parameters": size.parameters})
     clock = Clock(journal, processes)
-    statistics, sketches = calibrate(model, calibration, ffns, sketch_rows, seed, processes)
-    order = processes.from_main(lambda: neuron_order(neuron_importance(model, ffns, criterion, statistics)))
+    statistics, sketches = calibrate(model, calibration, units, sketch_rows, seed, processes)
+    order = processes.from_main(lambda: neuron_order(unit_importance(model, units, criterion, statistics)))
     clock.stop("calibration")
     provenance: dict[str, Any] = {"search": search, **prints}
     outputs = None
     if recover:
-        outputs = sketched_outputs(model, ffns, order, sketches, statistics)
+        outputs = sketched_outputs(model, units, order, sketches, statistics)
         provenance["recovery"] = recover
     settings: dict[str, Any] = {
         "model": {"type": model.config.model_type, **asdict(size)},
@@ -244,7 +245,7 @@ def learn(
     }
 
     def probe() -> np.ndarray:
-        return probe_layers(model, ffns, order, validation, PROBE_RATIOS, (0.0, CONTEXT), processes, outputs)
+        return probe_layers(model, units, order, validation, PROBE_RATIOS, (0.0, CONTEXT), processes, outputs)
 
     damage = probe() if journal is None else kept_array(Path(journal) / "probes.json", settings, probe, processes)
     clock.stop("probes")
@@ -291,7 +292,7 @@ def learn(
 
         table, whole = processes.from_main(searched, serve=scored)
         clock.stop(search, whole)
-    dtype = str(ffns[0].modules(model)[1].weight.dtype).removeprefix("torch.")
+    dtype = str(output_weight(model, units[0]).dtype).removeprefix("torch.")
     provenance["seconds"] = clock.seconds
     alone, around = damage.tolist()
     probes = {"ratios": PROBE_RATIOS, "damage": alone, "context": CONTEXT, "around": around}

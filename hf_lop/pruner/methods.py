@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from hf_lop.errors import InvalidInputError
-from hf_lop.learning.importance import neuron_importance, neuron_order
+from hf_lop.learning.importance import neuron_order, unit_importance
 from hf_lop.planning.additive import additive_plans
 from hf_lop.planning.baselines import global_threshold
 from hf_lop.planning.budget import Floats
 from hf_lop.planning.cmaes import CMAES
 from hf_lop.planning.mcts import MCTS
-from hf_lop.units.modeling_lop import FFN
+from hf_lop.units.unit import Unit
 
 if TYPE_CHECKING:
     from hf_lop.learning.config import LOPConfig
@@ -141,8 +141,8 @@ def choose(
     name: str,
     pruner: "LOPPruner",
     model: nn.Module,
-    ffns: Sequence[FFN],
-    weights: Callable[[FFN], torch.Tensor] | None = None,
+    units: Sequence[Unit],
+    weights: Callable[[Unit], torch.Tensor] | None = None,
 ) -> tuple[Callable[[float], Floats], list[torch.Tensor]]:
     """Return what a method needs to fill a budget: layer ratios for a target ratio, and a neuron order.
 
@@ -150,7 +150,7 @@ def choose(
         name (`str`): one of `METHODS`.
         pruner (`LOPPruner`): its predictor, table, order and statistics are used; no data is needed.
         model (`nn.Module`): the dense model; some criteria read its weights.
-        ffns (`Sequence[FFN]`): its L FFNs.
+        units (`Sequence[Unit]`): its L FFNs.
         weights (`Callable`, *optional*): gives the output projection of an FFN, where the model has it not.
 
     Returns:
@@ -162,13 +162,13 @@ def choose(
     check_method(name, pruner.config)
     criterion = METHODS[name].criterion
     if criterion is None:
-        rules = {"lop": pruner.predict, "table": pruner.look_up, "uniform": lambda ratio: np.full(len(ffns), ratio)}
+        rules = {"lop": pruner.predict, "table": pruner.look_up, "uniform": lambda ratio: np.full(len(units), ratio)}
         rules |= {search: partial(pruner.look_up, search=search) for search in ("additive", "mcts", "cmaes")}
         if pruner.config.probes:
             rules["additive"] = partial(_additive, pruner.config)
         return rules[name], pruner.order()
-    scores = neuron_importance(model, ffns, criterion, pruner.statistics(), weights=weights)
+    scores = unit_importance(model, units, criterion, pruner.statistics(), weights=weights)
     order = neuron_order(scores)
     if name == "flap":
         return lambda ratio: global_threshold([score.numpy() for score in scores], ratio), order
-    return lambda ratio: np.full(len(ffns), ratio), order
+    return lambda ratio: np.full(len(units), ratio), order

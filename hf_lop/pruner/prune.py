@@ -22,10 +22,9 @@ from hf_lop.pruner.methods import METHODS, check_method, choose
 from hf_lop.pruner.sorting import twin_for
 from hf_lop.recovery.choose import choose_recovery, fit_by_layer, fit_recovery
 from hf_lop.recovery.moments import second_moments
-from hf_lop.units.find import prunable_ffns
-from hf_lop.units.modeling_lop import FFN
-from hf_lop.units.size import measure_size
-from hf_lop.units.slice import check_kept, slice_ffns
+from hf_lop.units.measure import measure_size
+from hf_lop.units.slice import check_kept, output_weight, prunable_units, slice_units
+from hf_lop.units.unit import Unit
 from hf_lop.version import __version__
 
 if TYPE_CHECKING:
@@ -67,18 +66,18 @@ def prune_model(
     if not isinstance(model, nn.Module):
         raise InvalidInputError(f"model is a {type(model).__name__}; pass a model, a Hub id or a folder.")
     pruner = twin_for(pruner, model)
-    ffns = prunable_ffns(model)
-    size = measure_size(model, ffns)
+    units = prunable_units(model)
+    size = measure_size(model, units)
     pruner.config.check_fits(model, size, strict=strict)
-    weight = ffns[0].modules(model)[1].weight
-    ratios, order = choose(method, pruner, model, ffns)
+    weight = output_weight(model, units[0])
+    ratios, order = choose(method, pruner, model, units)
     plan = plan_budget(ratios, size, budgets, round_to=round_to, device=weight.device, dtype=weight.dtype)
     kept = [neurons[:width] for neurons, width in zip(order, plan.widths, strict=True)]
     recover = recover if plan.neurons_removed else None
     batches = list(data or ())
 
-    def fitted(name: str | None) -> Callable[[nn.Module, Sequence[FFN]], None]:
-        return fit_recovery(name, pruner, model, ffns, kept, lambda: second_moments(model, batches, ffns), batches)
+    def fitted(name: str | None) -> Callable[[nn.Module, Sequence[Unit]], None]:
+        return fit_recovery(name, pruner, model, units, kept, lambda: second_moments(model, batches, units), batches)
 
     try:
         write = fitted(recover)
@@ -87,7 +86,7 @@ def prune_model(
             raise
         recover = "lstsq"
         write = fitted(recover)
-    write(model, slice_ffns(model, kept))
+    write(model, slice_units(model, kept))
     record(pruner, model, plan, method=method, recovery=recover, round_to=round_to)
     return model
 
@@ -126,15 +125,15 @@ def prune_files(
     commit = {"revision": found} if (found := getattr(config, "_commit_hash", None)) else revision
     with open_shards(name, **commit) as shards:
         skeleton = load_skeleton(name, config, shards, **commit)
-        model, ffns = skeleton.model, prunable_ffns(skeleton.model, on_meta=True)
-        size, pruner = measure_size(model, ffns), twin_for(pruner, model)
+        model, units = skeleton.model, prunable_units(skeleton.model, on_meta=True)
+        size, pruner = measure_size(model, units), twin_for(pruner, model)
         pruner.config.check_fits(model, size, strict=strict)
-        ratios, order = choose(method, pruner, model, ffns, partial(stored_output_weight, skeleton, shards))
-        dtype = ffns[0].modules(model)[1].weight.dtype
+        ratios, order = choose(method, pruner, model, units, partial(stored_output_weight, skeleton, shards))
+        dtype = output_weight(model, units[0]).dtype
         plan = plan_budget(ratios, size, budgets, round_to=round_to, device=torch.device("cpu"), dtype=dtype)
         recover = recover if plan.neurons_removed else None
-        kept = check_kept(ffns, [neurons[:width] for neurons, width in zip(order, plan.widths, strict=True)])
-        outputs = pruned_outputs(skeleton, ffns, kept, fit_by_layer(recover, pruner, kept))
+        kept = check_kept(units, [neurons[:width] for neurons, width in zip(order, plan.widths, strict=True)])
+        outputs = pruned_outputs(skeleton, units, kept, fit_by_layer(recover, pruner, kept))
         record(pruner, model, plan, method=method, recovery=recover, round_to=round_to)
         write_pruned(model, outputs, shards, Path(out), recovery=_fingerprint(pruner) if recover else "")
     model.name_or_path = str(out)

@@ -12,9 +12,9 @@ from hf_lop.hub.read.load import load_model
 from hf_lop.planning.plan import Plan
 from hf_lop.pruner.prune import hub_id, record
 from hf_lop.pruner.sorting import sorted_twin, twin_for
-from hf_lop.units.find import prunable_ffns
-from hf_lop.units.modeling_lop import take_neurons
-from hf_lop.units.size import measure_size
+from hf_lop.units.measure import measure_size
+from hf_lop.units.slice import output_weight, prunable_units
+from hf_lop.units.unit import take
 from hf_lop.units.views import ElasticModel
 from hf_lop.version import __version__
 
@@ -29,14 +29,14 @@ def make_elastic(pruner: "LOPPruner", model: PreTrainedModel | str | Path) -> Pr
         raise CheckpointMismatchError(
             "This model is elastic already: its neurons are sorted. Load the repository that it was made from."
         )
-    ffns = prunable_ffns(model)
-    size = measure_size(model, ffns)
+    units = prunable_units(model)
+    size = measure_size(model, units)
     pruner.config.check_fits(model, size, strict=False)
     order, twin = pruner.order(), sorted_twin(pruner)
     twin.config.base_size = asdict(size)  # budgets of memory count in the dtype that is stored
-    twin.config.base_dtype = str(ffns[0].modules(model)[1].weight.dtype).removeprefix("torch.")
-    for ffn, indices in zip(ffns, order, strict=True):
-        take_neurons(model, ffn, indices)
+    twin.config.base_dtype = str(output_weight(model, units[0]).dtype).removeprefix("torch.")
+    for unit, indices in zip(units, order, strict=True):
+        take(model, unit, indices)
     source = hub_id(model.name_or_path)
     model.config.elastic_config = {
         "order": twin.config.sorted_by,
@@ -78,7 +78,7 @@ class Elastic:
         """Prepare a model; see [`~LOPPruner.elastic`] for arguments and errors."""
         model = _loaded(pruner, model)
         self._pruner = twin_for(pruner, model)
-        self._size = size = measure_size(model, prunable_ffns(model))
+        self._size = size = measure_size(model, prunable_units(model))
         self._pruner.config.check_fits(model, size, strict=False)
         self._elastic = ElasticModel(model, self._pruner.order())
         self.model: Any = self._elastic.model

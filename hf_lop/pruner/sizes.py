@@ -31,7 +31,7 @@ from hf_lop.hub.read.checkpoint import Shards
 from hf_lop.hub.read.files import Files, Folder, Repository
 from hf_lop.hub.read.load import read_config
 from hf_lop.hub.read.skeleton import load_skeleton
-from hf_lop.hub.read.stored_ffns import stored_ffns
+from hf_lop.hub.read.stored import stored_pieces
 from hf_lop.hub.write.hooks import SIZE
 from hf_lop.hub.write.save import save_pruned_extras
 from hf_lop.hub.write.whole import check_new, check_replaceable, sync_all
@@ -39,9 +39,10 @@ from hf_lop.planning.plan import Plan
 from hf_lop.pruner.prune import record
 from hf_lop.pruner.pruner import LOPPruner
 from hf_lop.recovery.choose import choose_recovery, fit_by_layer, fit_prefixes
-from hf_lop.units.find import find_ffns
-from hf_lop.units.modeling_lop import set_widths, take_neurons
-from hf_lop.units.size import measure_size
+from hf_lop.units.kinds import find_units
+from hf_lop.units.measure import measure_size
+from hf_lop.units.modeling_lop import set_counts
+from hf_lop.units.unit import take
 
 SIZES = ("ratio", "params", "memory", "flops", "latency", "round_to", "recover")
 HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
@@ -217,7 +218,7 @@ def _pruned_config(cls: Any, config: Any, folder: Path, plan: Plan) -> PreTraine
         config = AutoConfig.from_pretrained(config)
     with torch.device("meta"):
         model = cls(copy.deepcopy(config))
-    set_widths(model, list(plan.widths))
+    set_counts(model, find_units(model), plan.widths)
     vars(model.config).pop("elastic_config", None)
     model.config.pruning_config = json.loads((folder / "config.json").read_text())["pruning_config"]
     pruned: PreTrainedConfig = model.config
@@ -233,9 +234,9 @@ def _assemble(source: _Source, folder: Path, *, in_memory: bool = False) -> tupl
     with Shards(files) as main, open_transposed(files) as transposed:
         hub = {key: source.hub[key] for key in ("revision", "token") if key in source.hub}
         skeleton = load_skeleton(source.name, source.config, main, **hub)
-        model, ffns = skeleton.model, find_ffns(skeleton.model)
-        source.pruner.config.check_fits(model, measure_size(model, ffns), strict=False)
-        entries = stored_ffns(skeleton, ffns)
+        model, units = skeleton.model, find_units(skeleton.model)
+        source.pruner.config.check_fits(model, measure_size(model, units), strict=False)
+        entries = stored_pieces(skeleton, units)
         remote = source.commit is not None
         path, widths, fits = folder / SAFE_WEIGHTS_NAME, source.plan.widths, _fits(source)
         tensors: Tensors | None = None
@@ -243,9 +244,9 @@ def _assemble(source: _Source, folder: Path, *, in_memory: bool = False) -> tupl
             tensors = read_size(main, transposed, entries, widths, fits)
         else:
             write_size(main, transposed, entries, widths, path, fits=fits, remote=remote)
-    set_widths(model, list(source.plan.widths))
-    for ffn, width in zip(ffns, source.plan.widths, strict=True):
-        take_neurons(model, ffn, torch.arange(width))
+    set_counts(model, units, source.plan.widths)
+    for unit, width in zip(units, source.plan.widths, strict=True):
+        take(model, unit, torch.arange(width))
     record(source.pruner, model, source.plan, recovery=source.recovery, round_to=source.round_to)
     model.config.save_pretrained(folder)
     if model.can_generate():

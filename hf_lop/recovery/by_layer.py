@@ -10,16 +10,16 @@ import torch
 from torch import nn
 
 from hf_lop.errors import InvalidInputError
-from hf_lop.learning.importance import output_weight
 from hf_lop.learning.statistics import Statistics
 from hf_lop.recovery.solve import DAMPING, fit_fold, fit_lstsq, fit_sketch, mean_of_removed
-from hf_lop.units.modeling_lop import FFN, add_output_biases, check_output_biases, mark_output_biases
-from hf_lop.units.slice import check_kept
+from hf_lop.units.modeling_lop import add_output_biases, check_output_biases, mark_output_biases
+from hf_lop.units.slice import check_kept, output_weight
+from hf_lop.units.unit import Unit
 
 
 def recover_lstsq(
     model: nn.Module,
-    ffns: Sequence[FFN],
+    units: Sequence[Unit],
     kept: Sequence[torch.Tensor],
     moments: Iterable[torch.Tensor],
     *,
@@ -41,14 +41,14 @@ def recover_lstsq(
 
     Only reads the model, so that it is used before slicing:
 
-        weights = recover_lstsq(model, ffns, kept, second_moments(model, batches, ffns))
-        set_output_weights(model, slice_ffns(model, kept), weights)
+        weights = recover_lstsq(model, units, kept, second_moments(model, batches, units))
+        set_output_weights(model, slice_units(model, kept), weights)
 
     Memory: for one layer at a time G, and 8 (2 k^2 + n k) bytes; for all layers the result.
 
     Args:
         model (`nn.Module`): the dense model.
-        ffns (`Sequence[FFN]`): its L FFNs.
+        units (`Sequence[Unit]`): its L FFNs.
         kept (`Sequence[torch.Tensor]`): the neurons to keep, one `[k] int64` per layer, in any order.
         moments (`Iterable[torch.Tensor]`): G of every layer in order, `[n, n] float32`, see [`second_moments`].
         damping (`float`): above 0; the share by which the diagonal of G_KK is raised. The default suits some ten tokens per
@@ -68,18 +68,18 @@ def recover_lstsq(
     if not damping > 0:
         raise InvalidInputError(f"damping is {damping}; it must be above 0, or the fit may have no solution.")
     weights = []
-    ordered = check_kept(ffns, kept)
+    ordered = check_kept(units, kept)
     layers = iter(moments)
-    for layer, (ffn, indices) in enumerate(zip(ffns, ordered, strict=True)):
+    for layer, (unit, indices) in enumerate(zip(units, ordered, strict=True)):
         gram = next(layers, None)
-        if gram is None or tuple(gram.shape) != (ffn.width, ffn.width):
+        if gram is None or tuple(gram.shape) != (unit.count, unit.count):
             found = "missing" if gram is None else f"of shape {tuple(gram.shape)}"
             raise InvalidInputError(
-                f"The second moments of layer {layer} are {found}; its FFN has {ffn.width} neurons. Collect them with "
+                f"The second moments of layer {layer} are {found}; its FFN has {unit.count} neurons. Collect them with "
                 "second_moments(...) on this model."
             )
-        weight = output_weight(model, ffn)
-        fitted = fit_lstsq(weight, gram, indices, damping) if len(indices) < ffn.width else weight.clone()
+        weight = output_weight(model, unit)
+        fitted = fit_lstsq(weight, gram, indices, damping) if len(indices) < unit.count else weight.clone()
         if not torch.isfinite(fitted).all():
             raise InvalidInputError(
                 f"The fit of layer {layer} is not finite: its second moments overflow. Check the calibration data."
@@ -90,7 +90,7 @@ def recover_lstsq(
 
 def recover_sketch(
     model: nn.Module,
-    ffns: Sequence[FFN],
+    units: Sequence[Unit],
     kept: Sequence[torch.Tensor],
     directions: Sequence[torch.Tensor],
     squares: Sequence[torch.Tensor],
@@ -109,7 +109,7 @@ def recover_sketch(
 
     Args:
         model (`nn.Module`): the dense model; only read.
-        ffns (`Sequence[FFN]`): its L FFNs.
+        units (`Sequence[Unit]`): its L FFNs.
         kept (`Sequence[torch.Tensor]`): the neurons to keep, one `[k] int64` per layer, in any order.
         directions (`Sequence[torch.Tensor]`): B of every layer, `[r, n] float32`.
         squares (`Sequence[torch.Tensor]`): the diagonal of G of every layer, `[n] float32`.
@@ -125,11 +125,11 @@ def recover_sketch(
     if not damping > 0:
         raise InvalidInputError(f"damping is {damping}; it must be above 0, or the fit may have no solution.")
     shapes = [(sketch.shape[-1], len(square)) for sketch, square in zip(directions, squares, strict=False)]
-    if len(directions) != len(ffns) or shapes != [(ffn.width, ffn.width) for ffn in ffns]:
+    if len(directions) != len(units) or shapes != [(unit.count, unit.count) for unit in units]:
         raise InvalidInputError("The sketch belongs to another model. Use the pruner that was made for this one.")
     weights = []
-    for layer, (ffn, indices) in enumerate(zip(ffns, check_kept(ffns, kept), strict=True)):
-        fitted = fit_sketch(output_weight(model, ffn), directions[layer], squares[layer], indices, damping)
+    for layer, (unit, indices) in enumerate(zip(units, check_kept(units, kept), strict=True)):
+        fitted = fit_sketch(output_weight(model, unit), directions[layer], squares[layer], indices, damping)
         weights.append(checked_fit(layer, fitted))
     return weights
 
@@ -146,7 +146,7 @@ def checked_fit(layer: int, fitted: torch.Tensor) -> torch.Tensor:
 
 
 def recover_fold(
-    model: nn.Module, ffns: Sequence[FFN], kept: Sequence[torch.Tensor], statistics: Sequence[Statistics]
+    model: nn.Module, units: Sequence[Unit], kept: Sequence[torch.Tensor], statistics: Sequence[Statistics]
 ) -> list[torch.Tensor]:
     """Fold the mean of what the removed neurons did into the kept ones; needs no data beyond stored statistics.
 
@@ -156,7 +156,7 @@ def recover_fold(
 
     Args:
         model (`nn.Module`): the dense model; only read.
-        ffns (`Sequence[FFN]`): its L FFNs.
+        units (`Sequence[Unit]`): its L FFNs.
         kept (`Sequence[torch.Tensor]`): the neurons to keep, one `[k] int64` per layer, in any order.
         statistics (`Sequence[Statistics]`): of every layer; `mean` is mu, `fluctuation` is v, whose unit cancels.
 
@@ -167,27 +167,29 @@ def recover_fold(
         InvalidInputError: if the kept neurons or the statistics do not fit the model.
     """
     weights = []
-    _check_statistics(ffns, statistics)
-    for ffn, indices, measured in zip(ffns, check_kept(ffns, kept), statistics, strict=True):
-        weights.append(fit_fold(output_weight(model, ffn), indices, measured))
+    _check_statistics(units, statistics)
+    for unit, indices, measured in zip(units, check_kept(units, kept), statistics, strict=True):
+        weights.append(fit_fold(output_weight(model, unit), indices, measured))
     return weights
 
 
-def _check_statistics(ffns: Sequence[FFN], statistics: Sequence[Statistics]) -> None:
-    if len(statistics) != len(ffns) or any(len(s.mean) != f.width for s, f in zip(statistics, ffns, strict=False)):
+def _check_statistics(units: Sequence[Unit], statistics: Sequence[Statistics]) -> None:
+    if len(statistics) != len(units) or any(
+        len(s.mean) != f.count * f.block for s, f in zip(statistics, units, strict=False)
+    ):
         raise InvalidInputError(
             "The statistics belong to another model. Collect them with collect_statistics(model, ...)."
         )
 
 
 def removed_means(
-    model: nn.Module, ffns: Sequence[FFN], kept: Sequence[torch.Tensor], statistics: Sequence[Statistics]
+    model: nn.Module, units: Sequence[Unit], kept: Sequence[torch.Tensor], statistics: Sequence[Statistics]
 ) -> list[torch.Tensor]:
     """Return FLAP's bias: the mean output of the removed neurons, b = sum_{j in P} mu_j W_{:,j}.
 
     Args:
         model (`nn.Module`): the dense model; only read.
-        ffns (`Sequence[FFN]`): its L FFNs.
+        units (`Sequence[Unit]`): its L FFNs.
         kept (`Sequence[torch.Tensor]`): the neurons to keep, one `[k] int64` per layer, in any order.
         statistics (`Sequence[Statistics]`): of every layer; `mean` is mu.
 
@@ -201,42 +203,42 @@ def removed_means(
     Source:
         FLAP (arXiv 2312.11983), its baseline bias compensation.
     """
-    _check_statistics(ffns, statistics)
-    check_output_biases(model, ffns)
+    _check_statistics(units, statistics)
+    check_output_biases(model, units)
     biases = []
-    for ffn, indices, measured in zip(ffns, check_kept(ffns, kept), statistics, strict=True):
-        weight = output_weight(model, ffn)
+    for unit, indices, measured in zip(units, check_kept(units, kept), statistics, strict=True):
+        weight = output_weight(model, unit)
         biases.append(mean_of_removed(weight, measured.mean, indices).to(weight.dtype))
     return biases
 
 
-def add_to_output_biases(model: nn.Module, ffns: Sequence[FFN], biases: Sequence[torch.Tensor]) -> None:
+def add_to_output_biases(model: nn.Module, units: Sequence[Unit], biases: Sequence[torch.Tensor]) -> None:
     """Add to the biases of the output projections; a projection without gets one, and the text config says so.
 
     Args:
         model (`nn.Module`): the pruned model; changed in place.
-        ffns (`Sequence[FFN]`): its FFNs.
+        units (`Sequence[Unit]`): its FFNs.
         biases (`Sequence[torch.Tensor]`): `[d]` per layer, from [`removed_means`].
     """
-    if add_output_biases(model, ffns):
+    if add_output_biases(model, units):
         mark_output_biases(model)
     with torch.no_grad():
-        for ffn, bias in zip(ffns, biases, strict=True):
-            ffn.modules(model)[1].bias.add_(bias)
+        for unit, bias in zip(units, biases, strict=True):
+            unit.modules(model)[1].bias.add_(bias)
 
 
-def set_output_weights(model: nn.Module, ffns: Sequence[FFN], weights: Sequence[torch.Tensor]) -> None:
+def set_output_weights(model: nn.Module, units: Sequence[Unit], weights: Sequence[torch.Tensor]) -> None:
     """Write output projections into a model that was cut to their widths.
 
     Args:
         model (`nn.Module`): the pruned model; changed in place.
-        ffns (`Sequence[FFN]`): its FFNs as [`slice_ffns`] returned them.
+        units (`Sequence[Unit]`): its FFNs as [`slice_units`] returned them.
         weights (`Sequence[torch.Tensor]`): `[d, k]` per layer, columns in ascending order of the kept neurons.
 
     Raises:
         InvalidInputError: if a shape does not fit; then nothing was changed.
     """
-    places = [output_weight(model, ffn) for ffn in ffns]
+    places = [output_weight(model, unit) for unit in units]
     for layer, (place, weight) in enumerate(zip(places, weights, strict=True)):
         if place.shape != weight.shape:
             raise InvalidInputError(

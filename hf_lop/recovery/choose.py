@@ -19,7 +19,7 @@ from hf_lop.recovery.by_layer import (
 )
 from hf_lop.recovery.in_turn import recover_in_turn
 from hf_lop.recovery.solve import DAMPING, RowFit, fit_sketch_prefix, fold_rows, sketch_rows
-from hf_lop.units.modeling_lop import FFN
+from hf_lop.units.unit import Unit
 
 if TYPE_CHECKING:
     from hf_lop.pruner.pruner import LOPPruner
@@ -77,18 +77,18 @@ def fit_recovery(
     name: str | None,
     pruner: "LOPPruner",
     model: nn.Module,
-    ffns: Sequence[FFN],
+    units: Sequence[Unit],
     kept: Sequence[torch.Tensor],
     moments: Callable[[], Iterable[torch.Tensor]],
     data: Iterable[Mapping[str, Any]] = (),
-) -> Callable[[nn.Module, Sequence[FFN]], None]:
+) -> Callable[[nn.Module, Sequence[Unit]], None]:
     """Compute a recovery from the dense model, which is only read.
 
     Args:
         name (`str`, *optional*): one of `RECOVERIES`, or None for none.
         pruner (`LOPPruner`): its statistics and sketch are used.
         model (`nn.Module`): the dense model.
-        ffns (`Sequence[FFN]`): its L FFNs.
+        units (`Sequence[Unit]`): its L FFNs.
         kept (`Sequence[torch.Tensor]`): the neurons to keep, one `[k] int64` per layer.
         moments (`Callable`): gives the second moments `[n, n]` of every layer; only called for "lstsq".
         data (`Iterable[Mapping]`): batches of model inputs; only read for "sequential".
@@ -103,16 +103,16 @@ def fit_recovery(
     if name is None:
         return lambda _model, _ffns: None
     if name == "bias":
-        return partial(add_to_output_biases, biases=removed_means(model, ffns, kept, pruner.statistics()))
+        return partial(add_to_output_biases, biases=removed_means(model, units, kept, pruner.statistics()))
     if name == "sequential":
-        weights = recover_in_turn(model, data, ffns, kept)
+        weights = recover_in_turn(model, data, units, kept)
     elif name == "lstsq":
-        weights = recover_lstsq(model, ffns, kept, moments())
+        weights = recover_lstsq(model, units, kept, moments())
     elif name == "sketch":
         squares = [measured.square for measured in pruner.statistics()]
-        weights = recover_sketch(model, ffns, kept, pruner.directions(), squares)
+        weights = recover_sketch(model, units, kept, pruner.directions(), squares)
     else:
-        weights = recover_fold(model, ffns, kept, pruner.statistics())
+        weights = recover_fold(model, units, kept, pruner.statistics())
     return partial(set_output_weights, weights=weights)
 
 

@@ -12,11 +12,11 @@ from tqdm.auto import tqdm
 from hf_lop.errors import InvalidInputError, UnsupportedModelError
 from hf_lop.learning.decoder.layers import LayerRuns
 from hf_lop.learning.decoder.replay import decoder_calls, first_tensor
-from hf_lop.learning.importance import output_weight
 from hf_lop.learning.statistics import batch_size, to_device, token_mask
 from hf_lop.recovery.solve import DAMPING
-from hf_lop.units.modeling_lop import FFN, text_decoder
-from hf_lop.units.slice import slice_ffns
+from hf_lop.units.decoder import text_decoder
+from hf_lop.units.slice import output_weight, slice_units
+from hf_lop.units.unit import Unit
 from hf_lop.units.views import shadow
 
 
@@ -34,8 +34,8 @@ class _Stream:
 class _Half:
     """The dense or the cut model, run one layer at a time."""
 
-    def __init__(self, model: Any, ffns: Sequence[FFN]) -> None:
-        self.model, self.runs = model, LayerRuns(model, ffns)
+    def __init__(self, model: Any, units: Sequence[Unit]) -> None:
+        self.model, self.runs = model, LayerRuns(model, units)
 
     def run(self, stream: _Stream) -> torch.Tensor:
         return first_tensor(text_decoder(self.model)(*stream.call[0], **stream.call[1]))
@@ -49,7 +49,7 @@ class _Half:
 def recover_in_turn(
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
-    ffns: Sequence[FFN],
+    units: Sequence[Unit],
     kept: Sequence[torch.Tensor],
     *,
     damping: float = DAMPING,
@@ -69,7 +69,7 @@ def recover_in_turn(
     Args:
         model (`nn.Module`): the dense model; only read.
         batches (`Iterable[Mapping]`): keyword arguments of the model's forward; padding is left out.
-        ffns (`Sequence[FFN]`): its L FFNs.
+        units (`Sequence[Unit]`): its L FFNs.
         kept (`Sequence[torch.Tensor]`): the neurons to keep, one `[k] int64` per layer, in any order.
         damping (`float`): above 0; as of `recover_lstsq`.
 
@@ -83,7 +83,7 @@ def recover_in_turn(
     if not damping > 0:
         raise InvalidInputError(f"damping is {damping}; it must be above 0, or the fit may have no solution.")
     twin, cut = shadow(model), shadow(model)
-    cut_ffns = slice_ffns(cut, kept)
+    cut_units = slice_units(cut, kept)
     weights = []
     with torch.inference_mode():
         streams = [_enter(twin, to_device({k: v for k, v in b.items() if k != "labels"}, twin)) for b in batches]
@@ -91,27 +91,27 @@ def recover_in_turn(
             raise InvalidInputError(
                 "No calibration batch was given, so there is nothing to fit to. Pass at least one."
             )
-        dense, pruned = _Half(twin, ffns), _Half(cut, cut_ffns)
+        dense, pruned = _Half(twin, units), _Half(cut, cut_units)
         result, outputs = dense.runs.record(lambda: dense.run(streams[0]))
         exact = dense.runs.skips_exactly(lambda: dense.run(streams[0]), result, outputs)
         if not exact or dense.runs.rank != sorted(dense.runs.rank):
             raise UnsupportedModelError(f"The layers of {type(model).__name__} cannot be run one by one. {_INSTEAD}")
         pruned.runs.rank = dense.runs.rank
-        _check_additive(model, pruned, cut_ffns[0], streams[0])
-        for index, ffn in enumerate(tqdm(cut_ffns, desc="least squares in turn", unit="layer")):
-            place = output_weight(cut, ffn)
-            gram, cross = (place.new_zeros(n, ffn.width, dtype=torch.float32) for n in (ffn.width, len(place)))
+        _check_additive(model, pruned, cut_units[0], streams[0])
+        for index, unit in enumerate(tqdm(cut_units, desc="least squares in turn", unit="layer")):
+            place = output_weight(cut, unit)
+            gram, cross = (place.new_zeros(n, unit.count, dtype=torch.float32) for n in (unit.count, len(place)))
             before = [stream.cut for stream in streams]
             for stream in streams:
                 stream.dense = dense.layer(index, stream, stream.dense)
-                with _inputs(cut, ffn) as seen:
+                with _inputs(cut, unit) as seen:
                     stream.cut = pruned.layer(index, stream, stream.cut)
                 x, missing = _rows(stream, seen[0]), _missing(stream)
                 gram.addmm_(x.T, x)
                 cross.addmm_(missing.T, x)
             change = _solve(gram, cross, damping)
             fitted = (place.double() + change.to(place.device)).to(place.dtype)
-            _set_output(cut, ffn, fitted)
+            _set_output(cut, unit, fitted)
             weights.append(fitted)
             for stream, entered in zip(streams, before, strict=True):
                 stream.cut = pruned.layer(index, stream, entered)
@@ -132,11 +132,11 @@ def _enter(model: Any, batch: dict[str, Any]) -> _Stream:
 
 
 @contextlib.contextmanager
-def _inputs(model: nn.Module, ffn: FFN) -> Iterator[list[torch.Tensor]]:
+def _inputs(model: nn.Module, unit: Unit) -> Iterator[list[torch.Tensor]]:
     """Collect the inputs of an output projection while the context lasts."""
     seen: list[torch.Tensor] = []
     note: Callable[..., None] = lambda _module, args: seen.append(args[0])  # noqa: E731
-    handle = ffn.modules(model)[1].register_forward_pre_hook(note)
+    handle = unit.modules(model)[1].register_forward_pre_hook(note)
     try:
         yield seen
     finally:
@@ -173,21 +173,21 @@ def _solve(gram: torch.Tensor, cross: torch.Tensor, damping: float) -> torch.Ten
     return solved
 
 
-def _set_output(model: nn.Module, ffn: FFN, weight: torch.Tensor) -> None:
+def _set_output(model: nn.Module, unit: Unit, weight: torch.Tensor) -> None:
     """Give an FFN another output projection; a parameter that the user's model may share is left alone."""
-    module = ffn.modules(model)[1]
+    module = unit.modules(model)[1]
     stored = weight if hasattr(module, "in_features") else weight.T  # Conv1D
     module.weight = nn.Parameter(stored, requires_grad=False)
 
 
-def _check_additive(model: nn.Module, pruned: _Half, ffn: FFN, stream: _Stream) -> None:
+def _check_additive(model: nn.Module, pruned: _Half, unit: Unit, stream: _Stream) -> None:
     """Refuse layers that do more to what their FFN puts out than to add it, such as a norm behind it."""
-    weight = output_weight(pruned.model, ffn)
-    with _inputs(pruned.model, ffn) as seen:
+    weight = output_weight(pruned.model, unit)
+    with _inputs(pruned.model, unit) as seen:
         once = _rows(stream, first_tensor(pruned.layer(0, stream, None)))
-    _set_output(pruned.model, ffn, 2 * weight)
+    _set_output(pruned.model, unit, 2 * weight)
     twice = _rows(stream, first_tensor(pruned.layer(0, stream, None)))
-    _set_output(pruned.model, ffn, weight)
+    _set_output(pruned.model, unit, weight)
     wanted = _rows(stream, seen[0]) @ weight.float().T
     noise = 4 * torch.finfo(weight.dtype).eps * once.norm()  # of sums that are rounded to the model's dtype
     if (twice - once - wanted).norm() > 0.1 * wanted.norm() + noise:

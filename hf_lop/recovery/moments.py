@@ -18,7 +18,8 @@ from hf_lop.errors import InvalidInputError
 from hf_lop.learning.decoder.layers import LayerRuns
 from hf_lop.learning.decoder.replay import decoder_calls, first_tensor
 from hf_lop.learning.statistics import batch_size, to_device, token_mask
-from hf_lop.units.modeling_lop import FFN, text_decoder
+from hf_lop.units.decoder import text_decoder
+from hf_lop.units.unit import Unit
 from hf_lop.units.views import shadow
 
 
@@ -35,7 +36,7 @@ class _Waiting:
 def second_moments(
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
-    ffns: Sequence[FFN],
+    units: Sequence[Unit],
     *,
     memory: int = 2**32,
 ) -> Iterator[torch.Tensor]:
@@ -49,7 +50,7 @@ def second_moments(
         model (`nn.Module`): the dense model; only read. It must stay dense until the last layer was yielded.
         batches (`Iterable[Mapping]`): keyword arguments of the model's forward, with `input_ids` `[B, T]` and, where
             samples are padded, `attention_mask` `[B, T]`. Padding is left out.
-        ffns (`Sequence[FFN]`): its L FFNs.
+        units (`Sequence[Unit]`): its L FFNs.
         memory (`int`): bytes for second moments at a time.
 
     Yields:
@@ -58,7 +59,7 @@ def second_moments(
     Raises:
         InvalidInputError: if there is no batch, or the second moments of one layer exceed `memory`.
     """
-    groups = _groups(ffns, memory)
+    groups = _groups(units, memory)
     twin = shadow(model)
     bar = tqdm(desc="second moments", unit="batch")
     with bar, torch.inference_mode():
@@ -67,16 +68,16 @@ def second_moments(
             raise InvalidInputError(
                 "No calibration batch was given, so there is nothing to fit to. Pass at least one."
             )
-        runs = LayerRuns(twin, ffns)
+        runs = LayerRuns(twin, units)
         layerwise = len(groups) > 1 and _runs_in_parts(runs, waiting[0])
     bar.total = len(groups) * len(waiting)
     for group in groups:
         device = next(twin.parameters()).device
         place = device if device.type == "cuda" else torch.device("cpu")
-        grams = [torch.zeros(ffns[i].width, ffns[i].width, device=place) for i in group]  # no inference tensors
+        grams = [torch.zeros(units[i].count, units[i].count, device=place) for i in group]  # no inference tensors
         with torch.inference_mode():
             for entry in waiting:
-                with _adding(twin, [ffns[i] for i in group], grams, entry):
+                with _adding(twin, [units[i] for i in group], grams, entry):
                     if layerwise:
                         skip = runs.skipping(group[0], entry.output) if group[0] else contextlib.nullcontext()
                         with skip:
@@ -88,15 +89,15 @@ def second_moments(
             yield grams.pop(0)
 
 
-def _groups(ffns: Sequence[FFN], memory: int) -> list[list[int]]:
+def _groups(units: Sequence[Unit], memory: int) -> list[list[int]]:
     """Cut the layers into runs whose second moments fit in memory together."""
     groups: list[list[int]] = []
     left = 0
-    for index, ffn in enumerate(ffns):
-        needed = 4 * ffn.width**2
+    for index, unit in enumerate(units):
+        needed = 4 * unit.count**2
         if needed > memory:
             raise InvalidInputError(
-                f"The second moments of the {ffn.width} neurons of layer {index} take {needed:,} bytes; memory is "
+                f"The second moments of the {unit.count} neurons of layer {index} take {needed:,} bytes; memory is "
                 f"{memory:,}. Give it at least that."
             )
         if not groups or needed > left:
@@ -128,7 +129,7 @@ def _runs_in_parts(runs: LayerRuns, entry: _Waiting) -> bool:
 
 
 @contextlib.contextmanager
-def _adding(model: nn.Module, ffns: Sequence[FFN], grams: Sequence[torch.Tensor], entry: _Waiting) -> Iterator[None]:
+def _adding(model: nn.Module, units: Sequence[Unit], grams: Sequence[torch.Tensor], entry: _Waiting) -> Iterator[None]:
     """Add the activations of one batch to the second moments while the context lasts."""
 
     def add_to(gram: torch.Tensor) -> Callable[..., None]:
@@ -145,7 +146,7 @@ def _adding(model: nn.Module, ffns: Sequence[FFN], grams: Sequence[torch.Tensor]
         return hook
 
     handles = [
-        ffn.modules(model)[1].register_forward_pre_hook(add_to(gram)) for ffn, gram in zip(ffns, grams, strict=True)
+        unit.modules(model)[1].register_forward_pre_hook(add_to(gram)) for unit, gram in zip(units, grams, strict=True)
     ]
     try:
         yield

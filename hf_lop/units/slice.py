@@ -1,4 +1,4 @@
-"""Cutting FFNs to the neurons that stay, in memory and in place, and the same as a mask that changes no weight."""
+"""Cutting a model to the pieces that stay, in memory and in place, and the same as a mask that changes no weight."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -7,72 +7,166 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_lop.errors import InvalidInputError
-from hf_lop.units.find import prunable_ffns
-from hf_lop.units.modeling_lop import FFN, set_widths, take_neurons
+from hf_lop.errors import InvalidInputError, UnsupportedModelError
+from hf_lop.units.configs import layer_counts, text_configs
+from hf_lop.units.kinds import find_units
+from hf_lop.units.modeling_lop import set_counts
+from hf_lop.units.unit import Unit, linear_shape, take
 
 
-def check_kept(ffns: Sequence[FFN], kept: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return the kept indices in ascending order, so that neurons stay in their original order."""
-    if len(kept) != len(ffns):
-        raise InvalidInputError(f"Kept neurons for {len(kept)} layers were given; the model has {len(ffns)} layers.")
+def prunable_units(model: nn.Module, *, on_meta: bool = False) -> list[Unit]:
+    """Find the units of a model and check that they can be cut here and now.
+
+    Args:
+        model (`nn.Module`): a dense transformers model with its weights in memory.
+        on_meta (`bool`): it may be on the meta device, its weights are cut elsewhere.
+
+    Returns:
+        `list[Unit]`: see [`find_units`].
+
+    Raises:
+        UnsupportedModelError: if the model is already pruned, quantised, without weights (meta device, offloaded), has
+            adapters in its units, or has none that can be cut (see [`find_units`]).
+    """
+    label = type(model).__name__
+    units = find_units(model)
+    config = getattr(model, "config", None)
+    counts = layer_counts(text_configs(model)[0]) if config is not None else {}
+    if counts or getattr(config, "pruning_config", None):
+        widths = next(iter(counts.values()), None)
+        raise UnsupportedModelError(
+            f"{label} is already pruned (widths {widths}). Prune the dense base model: neuron orders and plans refer to it."
+        )
+    if getattr(config, "quantization_config", None) is not None or getattr(model, "is_quantized", False):
+        raise UnsupportedModelError(
+            f"{label} is quantised, and packed weights cannot be cut by neuron. "
+            "Load it without quantization_config, prune, then quantise the pruned model."
+        )
+    for unit in units:
+        for path, name in unit.tensors:
+            _check_tensor(label, unit, model.get_submodule(path), name, on_meta=on_meta)
+    return units
+
+
+def _check_tensor(label: str, unit: Unit, module: Any, name: str, *, on_meta: bool) -> None:
+    tensor = getattr(module, name)
+    if not isinstance(tensor, torch.Tensor) or (tensor.is_meta and not on_meta):
+        raise UnsupportedModelError(
+            f"{label}: the weights of {unit.path} are not in memory (meta device or offloaded). "
+            'Load the model with device_map="cpu" or on one device, then prune.'
+        )
+    if not tensor.is_floating_point() or type(tensor) not in (nn.Parameter, torch.Tensor):
+        raise UnsupportedModelError(
+            f"{label}: the weights of {unit.path} are {type(tensor).__name__} of {tensor.dtype}, which cannot be "
+            "cut by neuron. Prune the unquantised model, then quantise the pruned one."
+        )
+    if module._parameters.get(name) is not tensor:
+        raise UnsupportedModelError(
+            f"{label}: {unit.path} holds a {type(module).__name__}, an adapter or parametrisation over the real "
+            "weight. Merge or remove it (PEFT: merge_and_unload), prune, then add it again."
+        )
+    if tensor.dim() > 1 and linear_shape(module) is None:
+        raise UnsupportedModelError(f"{label}: {unit.path} holds a {type(module).__name__}, which is no projection.")
+
+
+def check_kept(units: Sequence[Unit], kept: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the kept pieces of every unit in ascending order, so that they stay in their original order."""
+    if len(kept) != len(units):
+        raise InvalidInputError(f"Kept neurons for {len(kept)} layers were given; the model has {len(units)} layers.")
     ordered = []
-    for layer, (ffn, indices) in enumerate(zip(ffns, kept, strict=True)):
+    for layer, (unit, indices) in enumerate(zip(units, kept, strict=True)):
         indices = torch.as_tensor(indices, dtype=torch.int64).cpu().sort().values
         if not len(indices):
             raise InvalidInputError(f"Layer {layer} would keep no neuron; keep at least one.")
-        if indices[0] < 0 or indices[-1] >= ffn.width or bool((indices[1:] == indices[:-1]).any()):
-            raise InvalidInputError(f"Kept neurons of layer {layer} must be distinct and in [0, {ffn.width}).")
+        if indices[0] < 0 or indices[-1] >= unit.count or bool((indices[1:] == indices[:-1]).any()):
+            raise InvalidInputError(f"Kept neurons of layer {layer} must be distinct and in [0, {unit.count}).")
         ordered.append(indices)
     return ordered
 
 
-def slice_ffns(model: nn.Module, kept: Sequence[torch.Tensor], *, on_meta: bool = False) -> list[FFN]:
-    """Cut every FFN to its kept neurons, in place; one projection at a time, so little extra memory is used.
+def slice_units(
+    model: nn.Module, kept: Sequence[torch.Tensor], units: Sequence[Unit] | None = None, *, on_meta: bool = False
+) -> list[Unit]:
+    """Cut every unit to its kept pieces, in place; one tensor at a time, so little extra memory is used.
 
     Args:
         model (`nn.Module`): a dense model; keeps its class, device and dtype.
-        kept (`Sequence[torch.Tensor]`): one `[k] int64` per layer, in any order; the neurons keep their original order.
+        kept (`Sequence[torch.Tensor]`): one `[k] int64` per unit, in any order; the pieces keep their original order.
+        units (`Sequence[Unit]`, *optional*): what `prunable_units` returned for this model, where that was called already.
         on_meta (`bool`): the model may be on the meta device.
 
     Returns:
-        `list[FFN]`: the FFNs with their new widths, which the text config's `intermediate_size` lists from now on.
+        `list[Unit]`: the units with their new counts, which the text config lists from now on.
 
     Raises:
-        UnsupportedModelError: if the model cannot be pruned (see [`prunable_ffns`]).
+        UnsupportedModelError: if the model cannot be pruned (see [`prunable_units`]).
         InvalidInputError: if the indices do not fit the model. In both cases nothing was changed.
     """
-    ffns = prunable_ffns(model, on_meta=on_meta)
-    ordered = check_kept(ffns, kept)
-    set_widths(model, [len(indices) for indices in ordered])
+    units = prunable_units(model, on_meta=on_meta) if units is None else units
+    ordered = check_kept(units, kept)
+    set_counts(model, units, [len(indices) for indices in ordered])
     return [
-        ffn if len(indices) == ffn.width else take_neurons(model, ffn, indices)
-        for ffn, indices in zip(ffns, ordered, strict=True)
+        unit if len(indices) == unit.count else take(model, unit, indices)
+        for unit, indices in zip(units, ordered, strict=True)
     ]
 
 
+def output_weight(model: nn.Module, unit: Unit) -> torch.Tensor:
+    """Return the output projection of a unit as `[d, n]`, n entries of pieces: a view (`Conv1D` stores its transpose)."""
+    weight: torch.Tensor = getattr(model.get_submodule(unit.output.module), unit.output.tensor).detach()
+    return weight if unit.output.axis == 1 else weight.T
+
+
+def set_output_weight(model: nn.Module, unit: Unit, weight: torch.Tensor) -> None:
+    """Give a unit another output projection `[d, n]`; the parameter that was there may be another model's, and is left alone."""
+    module = model.get_submodule(unit.output.module)
+    stored = weight if unit.output.axis == 1 else weight.T
+    setattr(module, unit.output.tensor, nn.Parameter(stored, requires_grad=False))
+
+
 @contextlib.contextmanager
-def mask_neurons(model: nn.Module, ffns: Sequence[FFN], kept: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Silence all neurons but the kept ones while the context lasts: the output a pruned model would give.
+def watching(
+    model: nn.Module, units: Sequence[Unit], see: Callable[[int, torch.Tensor], torch.Tensor | None]
+) -> Iterator[None]:
+    """Show what enters the output projection of every unit, while the context lasts.
 
     Args:
-        model (`nn.Module`): the dense model; no weight is touched.
-        ffns (`Sequence[FFN]`): the FFNs to mask.
-        kept (`Sequence[torch.Tensor]`): the neurons to keep, one `[k] int64` per FFN.
+        model (`nn.Module`): the model that the units were found in.
+        units (`Sequence[Unit]`): which ones.
+        see (`Callable`): called with the index of the unit and its activations `[..., n]`, n entries of pieces; what it
+            returns, if not None, takes their place.
     """
 
-    def silence(dropped: torch.Tensor) -> Callable[..., Any]:
-        return lambda _module, args: (args[0].index_fill(-1, dropped, 0.0), *args[1:])
+    def hook(index: int) -> Callable[..., Any]:
+        def run(_module: nn.Module, args: tuple[Any, ...]) -> Any:
+            changed = see(index, args[0])
+            return None if changed is None else (changed, *args[1:])
+
+        return run
 
     handles = []
     try:
-        for ffn, indices in zip(ffns, check_kept(ffns, kept), strict=True):
-            output = ffn.modules(model)[1]
-            stays = torch.zeros(ffn.width, dtype=torch.bool)
-            stays[indices] = True
-            dropped = (~stays).nonzero().flatten().to(output.weight.device)
-            handles.append(output.register_forward_pre_hook(silence(dropped)))
+        for index, unit in enumerate(units):
+            handles.append(model.get_submodule(unit.output.module).register_forward_pre_hook(hook(index)))
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextlib.contextmanager
+def masking(model: nn.Module, units: Sequence[Unit], kept: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Silence all pieces but the kept ones while the context lasts: the output a pruned model would give.
+
+    Args:
+        model (`nn.Module`): the dense model; no weight is touched.
+        units (`Sequence[Unit]`): the units to mask.
+        kept (`Sequence[torch.Tensor]`): the pieces to keep, one `[k] int64` per unit.
+    """
+    dropped = []
+    for unit, indices in zip(units, check_kept(units, kept), strict=True):
+        stays = torch.zeros(unit.count, dtype=torch.bool)
+        stays[indices] = True
+        dropped.append(unit.columns((~stays).nonzero().flatten()))
+    with watching(model, units, lambda index, x: x.index_fill(-1, dropped[index].to(x.device), 0.0)):
+        yield

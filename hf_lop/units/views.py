@@ -1,8 +1,8 @@
-"""Any plan on a model without cutting it: neurons are sorted once, then every width is a view.
+"""Any plan on a model without cutting it: pieces are sorted once, then every width is a view.
 
-With its neurons sorted by importance, an FFN of width k is the first k rows of its input projections and the first k
-columns of its output projection. Two things can be sorted: the user's weights, permuted in place and back, or a copy.
-This takes the copy. It costs the memory of the FFN weights once more (for Qwen2.5-VL-7B in bfloat16 11.4 of 16.6 GB),
+With its pieces sorted by importance, a unit of width k is the first k rows of its input projections and the first k columns
+of its output projection. Two things can be sorted: the user's weights, permuted in place and back, or a copy. This takes
+the copy. It costs the memory of the units' weights once more (for the FFNs of Qwen2.5-VL-7B in bfloat16 11.4 of 16.6 GB),
 and in return the user's model is only ever read: no exception or interrupt, at whatever moment, can leave a trace in it.
 Weights that are sorted already, as those of an elastic repository are, need no copy.
 """
@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 from hf_lop.errors import InvalidInputError, UnsupportedModelError
-from hf_lop.units.find import prunable_ffns
-from hf_lop.units.modeling_lop import DENSE_WIDTH, FFN, WIDTH, set_widths, text_configs, write_widths
+from hf_lop.units.configs import DENSE_WIDTH, UNITS, text_configs, write_counts
+from hf_lop.units.modeling_lop import set_counts
+from hf_lop.units.slice import prunable_units
+from hf_lop.units.unit import Slot, Unit, entries, is_prefix, note_size, set_ints
 
 
 def shadow(model: nn.Module) -> Any:
@@ -32,64 +34,59 @@ def shadow(model: nn.Module) -> Any:
     return copy.deepcopy(model, shared).eval()
 
 
-# (layer, width) -> its output projection [d, width], columns from the most important neuron on.
-Outputs = Callable[[int, int], torch.Tensor]
+# (layer, width) -> its output projection [d, n], columns from the most important piece on.
+OutputWeights = Callable[[int, int], torch.Tensor]
 
 
-class _Projection:
-    """One projection of a shadow model, with sorted copies of the tensors that have one entry per neuron."""
+class _SortedTensor:
+    """One tensor of a unit in a shadow model, sorted along the axis of the pieces."""
 
-    def __init__(self, module: Any, order: torch.Tensor, *, rows: bool, fused: bool) -> None:
-        self.module, self.fused, self.neurons = module, fused, len(order)
-        conv1d = not hasattr(module, "in_features")
-        self.attribute = ("nf" if rows else "nx") if conv1d else ("out_features" if rows else "in_features")
-        dims = {"weight": 0 if rows != conv1d else 1}  # Conv1D stores [in, out], Linear [out, in]
-        if rows and getattr(module, "bias", None) is not None:
-            dims["bias"] = 0
-        if not set(dims) <= set(module._parameters):
+    def __init__(self, module: Any, name: str, slots: Sequence[Slot], order: torch.Tensor) -> None:
+        if name not in module._parameters:
             raise UnsupportedModelError(
-                f"A projection of type {type(module).__name__} computes its weight, so no view can stand for it. "
+                f"A projection of type {type(module).__name__} computes its {name}, so no view can stand for it. "
                 "Merge adapters and remove parametrizations first."
             )
-        self.dims = dims
-        self.dense = {name: module._parameters[name] for name in dims}
-        index = order.to(module.weight.device)
+        self.module, self.name, self.slots, self.axis = module, name, slots, slots[0].axis
+        self.dense = module._parameters[name]
+        self.order, self.size = order.cpu(), self.dense.shape[self.axis]
         # No prefix of a fused projection holds gate and up rows alike: it is gathered anew for every width instead.
-        self.index = torch.stack([index, index + self.neurons]) if fused else index
-        in_order = torch.equal(order.cpu(), torch.arange(len(order)))
-        self.sorted = {
-            name: self.dense[name].detach() if in_order else self.dense[name].detach().index_select(dim, index)
-            for name, dim in dims.items()
-            if not fused
-        }
+        self.sorted = None
+        if is_prefix(slots, self.size, len(order)):
+            in_order = torch.equal(self.order, torch.arange(len(order)))
+            self.sorted = self.dense.detach() if in_order else self._gather(len(order))
+
+    def _gather(self, width: int) -> torch.Tensor:
+        index = entries(self.slots, self.size, len(self.order), self.order[:width])
+        gathered: torch.Tensor = self.dense.detach().index_select(self.axis, index.to(self.dense.device))
+        return gathered
 
     def narrow(self, width: int) -> None:
-        """Keep the first `width` neurons; all of them in their original order if that is the dense width."""
-        for name, dim in self.dims.items():
-            if width == self.neurons:
-                tensor = self.dense[name]
-            elif self.fused:
-                tensor = self.dense[name].detach().index_select(dim, self.index[:, :width].flatten())
-            else:
-                tensor = self.sorted[name].narrow(dim, 0, width)
-            self.module._parameters[name] = (
-                tensor if tensor is self.dense[name] else nn.Parameter(tensor, requires_grad=False)
+        """Keep the first `width` pieces; all of them in their original order if that is the dense width."""
+        if width == len(self.order):
+            parameter = self.dense
+        else:
+            sorted_ = self.sorted
+            kept = (
+                self._gather(width) if sorted_ is None else sorted_.narrow(self.axis, 0, width * self.slots[0].block)
             )
-        setattr(self.module, self.attribute, 2 * width if self.fused else width)
+            parameter = nn.Parameter(kept, requires_grad=False)
+        self.module._parameters[self.name] = parameter
+        note_size(self.module, self.name, self.axis, parameter.shape[self.axis])
 
     def replace(self, weight: torch.Tensor) -> None:
-        """Take another output projection `[d, k]` of the current width."""
-        stored = weight if self.dims["weight"] else weight.T  # Conv1D
-        self.module._parameters["weight"] = nn.Parameter(stored, requires_grad=False)
+        """Take another output projection `[d, n]` of the current width."""
+        stored = weight if self.axis == 1 else weight.T
+        self.module._parameters[self.name] = nn.Parameter(stored, requires_grad=False)
 
 
 class ElasticModel:
-    """A model whose FFN widths can be set at any time, in microseconds; the model it was made from is only read.
+    """A model whose widths can be set at any time, in microseconds; the model it was made from is only read.
 
     Attributes:
         model: the model to run, in evaluation mode. It shares all parameters but the sorted ones with the original, so
             it must not be trained. Its own text config lists the current widths, as that of a pruned model does.
-        ffns (`list[FFN]`): its L FFNs with their dense widths.
+        units (`list[Unit]`): its L units with their dense counts.
         widths (`tuple[int, ...]`): `[L]` current widths, the dense ones at first. At its dense width a layer computes
             with the original weights, bit by bit.
 
@@ -101,41 +98,49 @@ class ElasticModel:
         ```
     """
 
-    def __init__(self, model: nn.Module, order: Sequence[torch.Tensor], outputs: Outputs | None = None) -> None:
-        """Sort the neurons of a dense model.
+    def __init__(
+        self,
+        model: nn.Module,
+        order: Sequence[torch.Tensor],
+        outputs: OutputWeights | None = None,
+        units: Sequence[Unit] | None = None,
+    ) -> None:
+        """Sort the pieces of a dense model.
 
-        The sorted weights take the memory of the FFN weights once more, unless `order` says that they are sorted already:
+        The sorted weights take the memory of the units' weights once more, unless `order` says that they are sorted already:
         then every width is a view of the original. A fused gate-up projection is not sorted beforehand: `set_widths`
         gathers the rows it keeps, at most the same memory.
 
         Args:
-            model (`nn.Module`): a dense model with its FFN weights in memory; its weights must not change while this is
-                in use.
-            order (`Sequence[torch.Tensor]`): neurons of each layer from most to least important, `[n] int64`.
+            model (`nn.Module`): a dense model with the weights of its units in memory; its weights must not change while
+                this is in use.
+            order (`Sequence[torch.Tensor]`): pieces of each unit from most to least important, `[n] int64`.
             outputs (`Callable`, *optional*): given a layer and a width k below its dense one, its output projection
                 `[d, k]` there; by default the dense one's columns. A recovery that depends on the width, and is computed
                 whenever that is set.
+            units (`Sequence[Unit]`, *optional*): what `prunable_units` returned for the model, where that was called already.
 
         Raises:
-            UnsupportedModelError: if the model cannot be pruned (see [`prunable_ffns`]), or a weight is computed.
-            InvalidInputError: if `order` is not one permutation per layer.
+            UnsupportedModelError: if the model cannot be pruned (see [`prunable_units`]), or a weight is computed.
+            InvalidInputError: if `order` is not one permutation per unit.
         """
-        self.ffns: list[FFN] = prunable_ffns(model)
-        _check_order(self.ffns, order)
+        self.units: list[Unit] = prunable_units(model) if units is None else list(units)
+        _check_order(self.units, order)
         self.model: Any = shadow(model)
         self._outputs = outputs
-        self.widths = tuple(ffn.width for ffn in self.ffns)
-        self._projections: list[list[_Projection]] = []
-        self._stored: list[tuple[nn.Module, list[str]]] = []
-        for ffn, indices in zip(self.ffns, order, strict=True):
-            inputs, output = ffn.modules(self.model)
-            projections = [_Projection(module, indices, rows=True, fused=ffn.fused) for module in inputs]
-            self._projections.append([*projections, _Projection(output, indices, rows=False, fused=False)])
-            self._stored.append(_stored_widths(self.model, ffn))
+        self.widths = tuple(unit.count for unit in self.units)
+        self._tensors: list[list[_SortedTensor]] = []
+        for unit, indices in zip(self.units, order, strict=True):
+            tensors = [
+                _SortedTensor(self.model.get_submodule(path), name, slots, indices)
+                for (path, name), slots in unit.tensors.items()
+            ]
+            self._tensors.append(tensors)
+        self._fields = {DENSE_WIDTH, UNITS, *(field for unit in self.units for field, _ in unit.fields)}
         self._configs = [(config, dict(vars(config))) for config in text_configs(self.model)]
 
     def set_widths(self, widths: Sequence[int]) -> None:
-        """Give every FFN a width: its most important neurons stay.
+        """Give every unit a width: its most important pieces stay.
 
         Args:
             widths (`Sequence[int]`): `[L]` widths.
@@ -144,36 +149,35 @@ class ElasticModel:
             InvalidInputError: if there is not one per layer, each in [1, dense width]; then nothing changes.
         """
         chosen = tuple(int(width) for width in widths)
-        if len(chosen) != len(self.ffns):
+        if len(chosen) != len(self.units):
             raise InvalidInputError(
-                f"{len(chosen)} widths were given for {len(self.ffns)} layers; give one per layer."
+                f"{len(chosen)} widths were given for {len(self.units)} layers; give one per layer."
             )
-        for layer, (ffn, width) in enumerate(zip(self.ffns, chosen, strict=True)):
-            if not 1 <= width <= ffn.width:
-                raise InvalidInputError(f"Layer {layer} cannot have width {width}; choose one in [1, {ffn.width}].")
+        for layer, (unit, width) in enumerate(zip(self.units, chosen, strict=True)):
+            if not 1 <= width <= unit.count:
+                raise InvalidInputError(f"Layer {layer} cannot have width {width}; choose one in [1, {unit.count}].")
         previous, self.widths = self.widths, ()  # after an interrupt below, no layer counts as set
-        for layer, width in enumerate(chosen):
+        for layer, (unit, width) in enumerate(zip(self.units, chosen, strict=True)):
             if not previous or previous[layer] != width:
-                for projection in self._projections[layer]:
-                    projection.narrow(width)
-                if self._outputs is not None and width < self.ffns[layer].width:
-                    self._projections[layer][-1].replace(self._outputs(layer, width))
-                parent, names = self._stored[layer]
-                for name in names:
-                    setattr(parent, name, width)
+                for tensor in self._tensors[layer]:
+                    tensor.narrow(width)
+                if self._outputs is not None and width < unit.count:
+                    output = next(t for t in self._tensors[layer] if t.slots[0].output)
+                    output.replace(self._outputs(layer, width))
+                set_ints(self.model, unit, width)
         self._write_configs(chosen)
         self.widths = chosen
 
     def _write_configs(self, widths: Sequence[int]) -> None:
         """Let the text config list the widths, or be as it was where they are the dense ones."""
-        cut = any(width != ffn.width for width, ffn in zip(widths, self.ffns, strict=True))
+        cut = any(width != unit.count for width, unit in zip(widths, self.units, strict=True))
         for config, dense in self._configs:
-            for name in (type(config).attribute_map.get(WIDTH, WIDTH), DENSE_WIDTH):
+            for name in self._fields:
                 vars(config).pop(name, None)
                 if name in dense:
                     vars(config)[name] = dense[name]
             if cut:
-                write_widths(config, list(widths))
+                write_counts(config, self.units, widths)
 
     def materialize(self) -> Any:
         """Copy the model at its current widths, cut for good.
@@ -181,31 +185,24 @@ class ElasticModel:
         Returns:
             `nn.Module`: of the same class, device and dtype, in evaluation mode, with weights of its own.
         """
-        self._write_configs([ffn.width for ffn in self.ffns])
+        self._write_configs([unit.count for unit in self.units])
         cut = copy.deepcopy(self.model)  # copies what a view shows, not what it is a view of
         self._write_configs(self.widths)
-        for ffn, projections in zip(self.ffns, self._projections, strict=True):
-            inputs, output = ffn.modules(cut)
-            for module, projection in zip([*inputs, output], projections, strict=True):
-                for name, dense in projection.dense.items():
-                    module._parameters[name].requires_grad_(dense.requires_grad)
-        set_widths(cut, list(self.widths))
+        for unit, tensors in zip(self.units, self._tensors, strict=True):
+            for (path, name), tensor in zip(unit.tensors, tensors, strict=True):
+                cut.get_submodule(path)._parameters[name].requires_grad_(tensor.dense.requires_grad)
+        set_counts(cut, self.units, self.widths)
         return cut
 
 
-def _check_order(ffns: Sequence[FFN], order: Sequence[torch.Tensor]) -> None:
-    if len(order) != len(ffns):
-        raise InvalidInputError(f"Neuron orders for {len(order)} layers were given; the model has {len(ffns)} layers.")
-    for layer, (ffn, indices) in enumerate(zip(ffns, order, strict=True)):
-        if not torch.equal(torch.as_tensor(indices).cpu().long().sort().values, torch.arange(ffn.width)):
+def _check_order(units: Sequence[Unit], order: Sequence[torch.Tensor]) -> None:
+    if len(order) != len(units):
+        raise InvalidInputError(
+            f"Neuron orders for {len(order)} layers were given; the model has {len(units)} layers."
+        )
+    for layer, (unit, indices) in enumerate(zip(units, order, strict=True)):
+        if not torch.equal(torch.as_tensor(indices).cpu().long().sort().values, torch.arange(unit.count)):
             raise InvalidInputError(
-                f"The neuron order of layer {layer} is no permutation of its {ffn.width} neurons. "
+                f"The neuron order of layer {layer} is no permutation of its {unit.count} neurons. "
                 "Use neuron_order(...) on this model's importance scores."
             )
-
-
-def _stored_widths(model: nn.Module, ffn: FFN) -> tuple[nn.Module, list[str]]:
-    """The FFN module and the names of attributes in which it keeps its width: some forward passes split by them."""
-    parent = model.get_submodule(ffn.path)
-    named = [name for name, value in vars(parent).items() if type(value) is int and value == ffn.width]
-    return parent, [name for name in named if any(word in name for word in ("intermediate", "ff", "inner"))]

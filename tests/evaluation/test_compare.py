@@ -13,11 +13,11 @@ from hf_lop.evaluation.comparison import compare as module
 from hf_lop.evaluation.comparison.compare import compare, fit_pruners
 from hf_lop.evaluation.comparison.table import Comparison, Row
 from hf_lop.learning.data import fingerprint
-from hf_lop.learning.importance import neuron_importance, neuron_order
+from hf_lop.learning.importance import neuron_order, unit_importance
 from hf_lop.learning.statistics import Statistics, collect_statistics
 from hf_lop.planning.journal import Journal, merge_journals
 from hf_lop.pruner.methods import usable_methods
-from hf_lop.units.find import find_ffns
+from hf_lop.units.kinds import find_units
 from tests.conftest import text_batches
 from tests.learning.test_rewards import answered, by_hand
 
@@ -32,7 +32,7 @@ def pruners(built, pruner):
     statistics = collect_statistics(built["gated"], drawn)
     for name in Statistics.__slots__:
         getattr(other, name).copy_(torch.cat([getattr(layer, name) for layer in statistics]))
-    order = neuron_order(neuron_importance(built["gated"], find_ffns(built["gated"]), "l2", statistics))
+    order = neuron_order(unit_importance(built["gated"], find_units(built["gated"]), "l2", statistics))
     other.neuron_order.copy_(torch.cat(order).to(torch.uint16))
     other.predictor.latent[0].bias.data.add_(0.3)
     prints = {"calibration_sha256": fingerprint(drawn), "search_sha256": fingerprint(text_batches(1, seed=32))}

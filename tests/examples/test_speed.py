@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_lop.units.slice import slice_ffns
+from hf_lop.units.slice import slice_units
 from tests.tiny_pruned import text_model
 
 SPEED = Path(__file__).parents[2] / "examples" / "benchmarks" / "speed.py"
@@ -31,7 +31,7 @@ def test_costs(speed):
     found = speed.costs(model, tokens)
     assert found["prefill"] == flops
     assert found["decode"] == 4 * (projections + hidden * vocabulary + norms + cache)
-    slice_ffns(model, [torch.arange(n) for n in (96, 50, 17, 8)])
+    slice_units(model, [torch.arange(n) for n in (96, 50, 17, 8)])
     removed = 3 * hidden * (4 * width - 171)
     pruned = speed.costs(model, tokens)
     assert flops - pruned["prefill"] == 2 * removed * tokens

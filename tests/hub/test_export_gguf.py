@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_lop import export
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError, UnsupportedModelError
 from hf_lop.hub.export.gguf_tokenizer import PRE_TOKENIZERS, pre_tokenizer_name, write_tokenizer
-from hf_lop.units.modeling_lop import add_output_biases, find_ffns, mark_output_biases
+from hf_lop.units.kinds import find_units
+from hf_lop.units.modeling_lop import add_output_biases, mark_output_biases
 from tests.tiny_models import tiny_model
 from tests.tiny_pruned import PROSE, WIDTHS, prune_tiny, save, text_model, tokenizer
 
@@ -47,10 +48,10 @@ def folders(tmp_path_factory):
     for name, (model, kind) in models.items():
         prune_tiny(model)
         if name == "biased":
-            add_output_biases(model, find_ffns(model))
+            add_output_biases(model, find_units(model))
             mark_output_biases(model)
-            for ffn in find_ffns(model):
-                bias = ffn.modules(model)[1].bias
+            for unit in find_units(model):
+                bias = unit.modules(model)[1].bias
                 bias.data.copy_(torch.linspace(-1, 1, len(bias)))
         save(model, root / name, kind)
     return root

@@ -19,7 +19,9 @@ from hf_lop.errors import CheckpointMismatchError, InvalidInputError, Unsupporte
 from hf_lop.hub.cards.export import FORMATS, export_card
 from hf_lop.hub.export.configs import REWRITES, per_layer_config
 from hf_lop.hub.export.uniform import widen
-from hf_lop.units.modeling_lop import add_output_biases, find_ffns, layer_widths, mark_output_biases
+from hf_lop.units.configs import layer_widths
+from hf_lop.units.kinds import find_units
+from hf_lop.units.modeling_lop import add_output_biases, mark_output_biases
 from tests.hub_server import run_python, serve
 from tests.tiny_models import tiny_inputs, tiny_model
 from tests.tiny_pruned import WIDTHS, prune_tiny, save, text_model
@@ -176,10 +178,10 @@ def test_wider_layers_compute_the_same(built, batches, kind):
     model = copy.deepcopy(built[kind])
     with torch.no_grad():
         before = model(**batches[0]).logits
-        for ffn in find_ffns(model):
-            assert widen(model, ffn, 61).width == 61
+        for unit in find_units(model):
+            assert widen(model, unit, 61).count == 61
         after = model(**batches[0]).logits
-    assert {ffn.width for ffn in find_ffns(model)} == {61}
+    assert {unit.count for unit in find_units(model)} == {61}
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
 
 
@@ -225,7 +227,7 @@ def test_arguments_are_checked_first(folder, tmp_path):
 
 def test_added_biases_are_refused_where_stock_code_drops_them(tmp_path):
     model = prune_tiny(text_model("llama"))
-    add_output_biases(model, find_ffns(model))
+    add_output_biases(model, find_units(model))
     mark_output_biases(model)
     model.save_pretrained(tmp_path / "model")
     for to in (*REWRITES, "uniform"):

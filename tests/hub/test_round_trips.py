@@ -254,7 +254,7 @@ def compiled(loader, tmp):
 
 @pytest.fixture(scope="module")
 def loader(tmp_path_factory):
-    from hf_lop.units.slice import slice_ffns
+    from hf_lop.units.slice import slice_units
 
     root = tmp_path_factory.mktemp("round_trips")
     (root / "base").mkdir()
@@ -262,7 +262,7 @@ def loader(tmp_path_factory):
     model = AutoModelForImageTextToText.from_pretrained(root / "base").eval()
     facts = {"dense_parameters": model.num_parameters(), "dense_bytes": 4 * model.num_parameters()}
     generator = torch.Generator().manual_seed(0)
-    slice_ffns(model, [torch.randperm(96, generator=generator)[:width] for width in WIDTHS])
+    slice_units(model, [torch.randperm(96, generator=generator)[:width] for width in WIDTHS])
     model.config.pruning_config = {
         "method": "lop",
         "criterion": "l2",

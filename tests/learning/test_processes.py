@@ -26,7 +26,7 @@ from hf_lop.learning.rewards import REWARDS, Reward, _ratio
 from hf_lop.learning.statistics import Statistics, _Accumulator, collect_statistics
 from hf_lop.pruner.fit import calibrate
 from hf_lop.pruner.pruner import LOPPruner
-from hf_lop.units.find import prunable_ffns
+from hf_lop.units.slice import prunable_units
 from tests.conftest import slow, text_batches
 from tests.learning.test_rewards import WIDTHS, answered, orders
 from tests.tiny_models import tiny_inputs, tiny_model
@@ -169,7 +169,7 @@ def test_probes_do_not_depend_on_the_order_of_batches(llama, monkeypatch):
 
     def work(processes):
         model = copy.deepcopy(llama)
-        return probe_layers(model, prunable_ffns(model), orders(model), batches, [0.3, 0.7], (0.0, 0.5), processes)
+        return probe_layers(model, prunable_units(model), orders(model), batches, [0.3, 0.7], (0.0, 0.5), processes)
 
     for found in [work(Processes()), *in_threads(2, work), *in_threads(3, work)]:
         np.testing.assert_array_equal(found, np.full((2, 4, 2), math.fsum(sums.values()) / 5))
@@ -179,14 +179,14 @@ def test_probes_do_not_depend_on_the_order_of_batches(llama, monkeypatch):
 def test_probes_and_rewards_are_those_of_one_process(llama, count):
     batches = [*answered(text_batches(3)), {"input_ids": torch.tensor([[5]]), "labels": torch.tensor([[-100]])}]
     batches += answered(text_batches(1, seed=3))  # four that count, and one without a prediction
-    order, ffns, ratios, recorded = orders(llama), prunable_ffns(llama), [0.3, 0.7], [None] * count
+    order, units, ratios, recorded = orders(llama), prunable_units(llama), [0.3, 0.7], [None] * count
 
     def work(processes):
         model = copy.deepcopy(llama)
         rewards = {kind: Reward.on(model, order, batches, kind, processes) for kind in REWARDS}
         recorded[processes.index] = len(rewards["divergence"].recorded)
         scores = {kind: [reward(WIDTHS), reward([20] * 4)] for kind, reward in rewards.items()}
-        return scores, probe_layers(model, ffns, order, batches, ratios, (0.0, 0.5), processes)
+        return scores, probe_layers(model, units, order, batches, ratios, (0.0, 0.5), processes)
 
     expected, probes = work(Processes())
     for scores, found in in_threads(count, work):
@@ -200,8 +200,8 @@ def test_sketches_add_up(llama):
 
     def work(processes):
         model = copy.deepcopy(llama)
-        ffns = prunable_ffns(model)
-        statistics, sketches = calibrate(model, text_batches(6), ffns, 16, 0, processes)
+        units = prunable_units(model)
+        statistics, sketches = calibrate(model, text_batches(6), units, 16, 0, processes)
         return [sketch.directions().T @ sketch.directions() for sketch in sketches], statistics
 
     (alone, _), *several = [work(Processes()), *in_threads(2, work), *in_threads(3, work)]

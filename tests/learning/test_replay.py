@@ -9,8 +9,7 @@ import torch
 from hf_lop.errors import InvalidInputError
 from hf_lop.learning.decoder.layers import LayerRuns, layer_of
 from hf_lop.learning.decoder.replay import predictions, record_batches
-from hf_lop.units.find import prunable_ffns
-from hf_lop.units.slice import slice_ffns
+from hf_lop.units.slice import prunable_units, slice_units
 from hf_lop.units.views import ElasticModel, shadow
 from tests.conftest import text_batches
 from tests.families import MULTIMODAL, build, text_inputs
@@ -21,12 +20,12 @@ WIDTHS = ([96, 40, 17, 64], [1, 1, 1, 1], [95, 33, 96, 2])
 
 def orders(model, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randperm(ffn.width, generator=generator) for ffn in prunable_ffns(model)]
+    return [torch.randperm(unit.count, generator=generator) for unit in prunable_units(model)]
 
 
 def cut(model, order, widths):
     pruned = copy.deepcopy(model)
-    slice_ffns(pruned, [indices[:width] for indices, width in zip(order, widths, strict=True)])
+    slice_units(pruned, [indices[:width] for indices, width in zip(order, widths, strict=True)])
     return pruned
 
 
@@ -95,7 +94,7 @@ def test_every_family_with_images(family):
         pytest.skip(str(error)[:100])
     elastic = ElasticModel(model, order)
     entry = record_batches(elastic.model, [batch, batch])[1]
-    widths = [max(1, ffn.width // 2 - layer) for layer, ffn in enumerate(elastic.ffns)]
+    widths = [max(1, unit.count // 2 - layer) for layer, unit in enumerate(elastic.units)]
     elastic.set_widths(widths)
     with torch.no_grad():
         expected = cut(model, order, widths)(**batch, use_cache=False).logits[entry.sample, entry.position]
@@ -112,7 +111,7 @@ def test_what_stands_behind_the_decoder_is_replayed_too(family):
     elastic = ElasticModel(model, orders(model))
     entry = record_batches(elastic.model, [batch])[0]
     assert entry.way == "head"
-    widths = [ffn.width // 2 for ffn in elastic.ffns]
+    widths = [unit.count // 2 for unit in elastic.units]
     elastic.set_widths(widths)
     expected = reference(cut(model, orders(model), widths), batch)
     torch.testing.assert_close(entry.logits(elastic.model), expected, rtol=1e-5, atol=1e-5)
@@ -197,13 +196,13 @@ def test_batches_without_predictions_are_left_out(llama):
 @pytest.mark.parametrize("name", ["qwen3_vl", "gemma3", "llama"])
 def test_layers_are_skipped_exactly(name):
     model = shadow(tiny_model(name))
-    ffns = prunable_ffns(model)
-    runs, ran = LayerRuns(model, ffns), []
+    units = prunable_units(model)
+    runs, ran = LayerRuns(model, units), []
     entry = record_batches(model, [tiny_inputs(name)])[0]
     logits, outputs = runs.record(lambda: entry.logits(model))
     assert runs.skips_exactly(lambda: entry.logits(model), logits, outputs)
-    for index, ffn in enumerate(ffns):
-        model.get_submodule(ffn.path).register_forward_hook(lambda *_, i=index: ran.append(i))
+    for index, unit in enumerate(units):
+        model.get_submodule(unit.path).register_forward_hook(lambda *_, i=index: ran.append(i))
     with runs.skipping(2, outputs[1]):
         assert torch.equal(entry.logits(model), logits)
     assert ran == [2, 3]
@@ -217,12 +216,12 @@ def test_layers_are_skipped_exactly(name):
 def test_layers_that_feed_later_ones_are_not_skipped(llama):
     """The last layer looks at what the first one computed, as layers with shared keys and values do."""
     model, notes = shadow(llama), {}
-    ffns = prunable_ffns(model)
+    units = prunable_units(model)
     model.model.layers[0].register_forward_hook(lambda m, a, out: None)
-    first, last = (layer_of(model, ffns[i]) for i in (0, 3))
+    first, last = (layer_of(model, units[i]) for i in (0, 3))
     first.mlp.register_forward_hook(lambda m, a, out: notes.update(x=out))
     last.mlp.register_forward_hook(lambda m, a, out: out + notes.pop("x"))
     entry = record_batches(model, text_batches(1))[0]
-    runs = LayerRuns(model, ffns)
+    runs = LayerRuns(model, units)
     logits, outputs = runs.record(lambda: entry.logits(model))
     assert not runs.skips_exactly(lambda: entry.logits(model), logits, outputs)

@@ -12,8 +12,7 @@ from hf_lop.learning.decoder.replay import record_batches
 from hf_lop.learning.divergence import TOP, DenseTop
 from hf_lop.learning.probes import probe_layers
 from hf_lop.learning.rewards import REWARDS, Reward, Score, reward_name, scorer
-from hf_lop.units.find import prunable_ffns
-from hf_lop.units.slice import mask_neurons, slice_ffns
+from hf_lop.units.slice import masking, prunable_units, slice_units
 from hf_lop.units.views import ElasticModel
 from tests.conftest import slow, text_batches
 from tests.families import build, text_inputs
@@ -24,12 +23,12 @@ WIDTHS = [48, 31, 17, 5]
 
 def orders(model):
     generator = torch.Generator().manual_seed(0)
-    return [torch.randperm(ffn.width, generator=generator) for ffn in prunable_ffns(model)]
+    return [torch.randperm(unit.count, generator=generator) for unit in prunable_units(model)]
 
 
 def cut(model, order, widths):
     pruned = copy.deepcopy(model)
-    slice_ffns(pruned, [indices[:width] for indices, width in zip(order, widths, strict=True)])
+    slice_units(pruned, [indices[:width] for indices, width in zip(order, widths, strict=True)])
     return pruned
 
 
@@ -180,7 +179,7 @@ def test_the_vision_tower_runs_once_per_batch():
     reward = Reward.on(model, orders(model), [tiny_inputs("qwen2_5_vl", seed) for seed in range(3)])
     for width in (96, 40, 3):
         reward([width] * 4)
-    probe_layers(model, prunable_ffns(model), orders(model), [tiny_inputs("qwen2_5_vl")], [0.5, 1.0])
+    probe_layers(model, prunable_units(model), orders(model), [tiny_inputs("qwen2_5_vl")], [0.5, 1.0])
     assert len(calls) == 3 + 1
 
 
@@ -218,11 +217,11 @@ def test_the_divergence_of_certain_predictions_is_finite():
 
 
 @torch.no_grad()
-def slow_probes(model, ffns, order, batches, ratios, context=0.0):
-    total, count = np.zeros((len(ffns), len(ratios))), 0
+def slow_probes(model, units, order, batches, ratios, context=0.0):
+    total, count = np.zeros((len(units), len(ratios))), 0
 
     def kept(layer, ratio):
-        return order[layer][: max(1, round(ffns[layer].width * (1 - ratio)))]
+        return order[layer][: max(1, round(units[layer].count * (1 - ratio)))]
 
     for batch in batches:
         inputs = {key: value for key, value in batch.items() if key != "labels"}
@@ -231,10 +230,10 @@ def slow_probes(model, ffns, order, batches, ratios, context=0.0):
             where = torch.nn.functional.pad(batch["labels"][:, 1:] != -100, (0, 1))
         log_p = model(**inputs, use_cache=False).logits[where].double().log_softmax(-1)
         count += len(log_p)
-        for layer in range(len(ffns)):
+        for layer in range(len(units)):
             for sign, column, ratio in [(1, c, r) for c, r in enumerate(ratios)] + [(-1, slice(None), 0.0)]:
-                plan = [kept(other, ratio if other == layer else context) for other in range(len(ffns))]
-                with mask_neurons(model, ffns, plan):
+                plan = [kept(other, ratio if other == layer else context) for other in range(len(units))]
+                with masking(model, units, plan):
                     log_q = model(**inputs, use_cache=False).logits[where].double().log_softmax(-1)
                 total[layer, column] += sign * float((log_p.exp() * (log_p - log_q)).sum())
     return total / count
@@ -246,10 +245,10 @@ def test_probes_equal_masked_models(name, answers):
     model = tiny_model(name)
     batches = [tiny_inputs(name, seed) for seed in range(2)]
     batches = answered(batches) if answers else batches
-    ffns, ratios = prunable_ffns(model), [0.3, 0.7, 1.0]
-    found = probe_layers(model, ffns, orders(model), batches, ratios, (0.0, 0.5))
+    units, ratios = prunable_units(model), [0.3, 0.7, 1.0]
+    found = probe_layers(model, units, orders(model), batches, ratios, (0.0, 0.5))
     for context, table in zip((0.0, 0.5), found, strict=True):
-        slow = slow_probes(model, ffns, orders(model), batches, ratios, context)
+        slow = slow_probes(model, units, orders(model), batches, ratios, context)
         np.testing.assert_allclose(table, slow, rtol=1e-3, atol=1e-6)
 
 
@@ -257,7 +256,7 @@ def test_probes_start_at_their_layer(llama):
     ran = []
     for index, layer in enumerate(llama.model.layers):
         layer.mlp.register_forward_hook(lambda *_, i=index: ran.append(i))
-    probe_layers(llama, prunable_ffns(llama), orders(llama), text_batches(1), [0.5] * 10)
+    probe_layers(llama, prunable_units(llama), orders(llama), text_batches(1), [0.5] * 10)
     counts = [ran.count(index) for index in range(4)]
     assert counts[3] - counts[0] == 10 * 3 + 2  # ten probes of each later layer, and two checks
 
@@ -266,8 +265,8 @@ def test_probes_of_layers_that_cannot_be_skipped(llama):
     notes = {}
     llama.model.layers[0].mlp.register_forward_hook(lambda m, a, out: notes.update(x=out))
     llama.model.layers[3].mlp.register_forward_hook(lambda m, a, out: out + notes.pop("x"))
-    ffns, batches = prunable_ffns(llama), text_batches(1)
-    found = probe_layers(llama, ffns, orders(llama), batches, [0.5], (0.0, 0.5))[1]
+    units, batches = prunable_units(llama), text_batches(1)
+    found = probe_layers(llama, units, orders(llama), batches, [0.5], (0.0, 0.5))[1]
     np.testing.assert_allclose(
-        found, slow_probes(llama, ffns, orders(llama), batches, [0.5], 0.5), rtol=1e-3, atol=1e-6
+        found, slow_probes(llama, units, orders(llama), batches, [0.5], 0.5), rtol=1e-3, atol=1e-6
     )

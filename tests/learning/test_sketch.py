@@ -10,22 +10,21 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
-from hf_lop.learning.importance import output_weight
 from hf_lop.learning.sketch import Sketch, Sketcher
 from hf_lop.learning.statistics import collect_statistics
 from hf_lop.pruner.pruner import LOPPruner
 from hf_lop.recovery.by_layer import recover_lstsq, recover_sketch
 from hf_lop.recovery.moments import second_moments
-from hf_lop.units.find import prunable_ffns
+from hf_lop.units.slice import output_weight, prunable_units
 from tests.conftest import CONFIGS, text_batches
 from tests.recovery.test_recovery import activations, some_kept
 
 
 def sketched(model, batches, rows, seed=0):
     """Statistics and directions from one pass."""
-    ffns = prunable_ffns(model)
-    sketcher = Sketcher([ffn.width for ffn in ffns], rows, seed=seed)
-    statistics = collect_statistics(model, batches, ffns, also=sketcher.add)
+    units = prunable_units(model)
+    sketcher = Sketcher([unit.count for unit in units], rows, seed=seed)
+    statistics = collect_statistics(model, batches, units, also=sketcher.add)
     return statistics, sketcher.result(statistics)
 
 
@@ -36,31 +35,31 @@ def squares(statistics):
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_sketch_of_full_rank_is_least_squares(built, kind):
     model, batches = built[kind], text_batches(12, padded=True)
-    ffns = prunable_ffns(model)
-    kept = some_kept(ffns)
+    units = prunable_units(model)
+    kept = some_kept(units)
     statistics, directions = sketched(model, batches, 48)
     samples = sum(len(batch["input_ids"]) for batch in batches)
-    grams = [gram / samples for gram in second_moments(model, batches, ffns)]
+    grams = [gram / samples for gram in second_moments(model, batches, units)]
     for found, gram, measured in zip(directions, grams, statistics, strict=True):
         torch.testing.assert_close(found.T @ found, gram, rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(found.square().sum(0), measured.square, rtol=1e-3, atol=1e-5)
-    expected = recover_lstsq(model, ffns, kept, grams, damping=0.1)
-    weights = recover_sketch(model, ffns, kept, directions, squares(statistics), damping=0.1)
+    expected = recover_lstsq(model, units, kept, grams, damping=0.1)
+    weights = recover_sketch(model, units, kept, directions, squares(statistics), damping=0.1)
     for a, b in zip(weights, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_the_formula_is_least_squares_on_what_the_sketch_says(llama):
     """Solved through r equations, but the same as the k equations of the moments that the sketch stands for."""
-    ffns = prunable_ffns(llama)
-    kept = some_kept(ffns)
+    units = prunable_units(llama)
+    kept = some_kept(units)
     statistics, directions = sketched(llama, text_batches(12), 8)
     grams = [
         b.T @ b + torch.diag((s - b.square().sum(0)).clamp_min(0))
         for b, s in zip(directions, squares(statistics), strict=True)
     ]
-    expected = recover_lstsq(llama, ffns, kept, grams, damping=0.2)
-    weights = recover_sketch(llama, ffns, kept, directions, squares(statistics), damping=0.2)
+    expected = recover_lstsq(llama, units, kept, grams, damping=0.2)
+    weights = recover_sketch(llama, units, kept, directions, squares(statistics), damping=0.2)
     for a, b in zip(weights, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
@@ -70,17 +69,17 @@ def test_the_formula_is_least_squares_on_what_the_sketch_says(llama):
 def test_held_out_outputs_come_closer(built, kind):
     """Stored and read again, with more and more directions, every layer by itself, on other tokens."""
     model, report = built[kind], text_batches(40, seed=9)
-    ffns = prunable_ffns(model)
-    kept = some_kept(ffns, 24)
+    units = prunable_units(model)
+    kept = some_kept(units, 24)
     errors = []
     inputs = activations(model, report)[0]
     for rows in (0, 4, 16, 48):
         statistics, directions = sketched(model, text_batches(200), rows or 2)
         stored = [Sketch.of(part).directions() for part in directions]
-        weights = recover_sketch(model, ffns, kept, stored, squares(statistics))
+        weights = recover_sketch(model, units, kept, stored, squares(statistics))
         error = 0.0
         for layer, x in enumerate(inputs):
-            dense, indices = output_weight(model, ffns[layer]).double(), kept[layer].sort().values
+            dense, indices = output_weight(model, units[layer]).double(), kept[layer].sort().values
             cut = weights[layer].double() if rows else dense[:, indices]
             error += float((x @ dense.T - x[:, indices] @ cut.T).square().mean())
         errors.append(error)
@@ -154,26 +153,26 @@ def test_silent_neurons_and_layers(llama):
     with torch.no_grad():
         llama.model.layers[1].mlp.up_proj.weight.zero_()
         llama.model.layers[2].mlp.up_proj.weight[:20] = 0
-    ffns = prunable_ffns(llama)
-    kept = some_kept(ffns)
+    units = prunable_units(llama)
+    kept = some_kept(units)
     statistics, directions = sketched(llama, text_batches(4), 8)
     stored = [Sketch.of(part).directions() for part in directions]
-    weights = recover_sketch(llama, ffns, kept, stored, squares(statistics))
+    weights = recover_sketch(llama, units, kept, stored, squares(statistics))
     assert all(torch.isfinite(weight).all() for weight in weights)
-    assert torch.equal(weights[1], output_weight(llama, ffns[1])[:, kept[1].sort().values])
+    assert torch.equal(weights[1], output_weight(llama, units[1])[:, kept[1].sort().values])
 
 
 def test_what_does_not_fit_is_refused(llama):
-    ffns = prunable_ffns(llama)
-    kept = some_kept(ffns)
+    units = prunable_units(llama)
+    kept = some_kept(units)
     statistics, directions = sketched(llama, text_batches(1), 4)
     with pytest.raises(InvalidInputError, match="damping"):
-        recover_sketch(llama, ffns, kept, directions, squares(statistics), damping=0)
+        recover_sketch(llama, units, kept, directions, squares(statistics), damping=0)
     for wrong in (directions[:3], [part[:, :40] for part in directions]):
         with pytest.raises(InvalidInputError, match="another model"):
-            recover_sketch(llama, ffns, kept, wrong, squares(statistics))
+            recover_sketch(llama, units, kept, wrong, squares(statistics))
     with pytest.raises(InvalidInputError, match="damaged"):
-        recover_sketch(llama, ffns, kept, [torch.full((4, 48), torch.nan)] * 4, squares(statistics))
+        recover_sketch(llama, units, kept, [torch.full((4, 48), torch.nan)] * 4, squares(statistics))
     for rows in (-2, 3, 4.0, True):
         with pytest.raises(InvalidInputError, match="even number"):
             Sketcher([48], rows)

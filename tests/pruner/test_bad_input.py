@@ -13,7 +13,7 @@ from hf_lop.cli import app
 from hf_lop.errors import CheckpointMismatchError, InfeasibleBudgetError, InvalidInputError, UnsupportedModelError
 from hf_lop.hub.read.load import load_model
 from hf_lop.pruner.pruner import LOPPruner
-from hf_lop.units.find import find_ffns
+from hf_lop.units.kinds import find_units
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_adapters_in_the_ffns_are_refused_and_nothing_changes(pruner, llama, wra
     with pytest.raises(UnsupportedModelError, match="merge_and_unload"):
         pruner.prune(wrapped, 0.3)
     assert llama.config.intermediate_size == 48
-    assert all(ffn.width == 48 for ffn in find_ffns(llama))
+    assert all(unit.count == 48 for unit in find_units(llama))
 
 
 @pytest.mark.parametrize("round_to", [0, -8, 1.5, "8", None])

@@ -14,8 +14,7 @@ from hf_lop.learning.data import fingerprint, model_batches, read_rows, split_ro
 from hf_lop.learning.pairs import training_pairs
 from hf_lop.pruner.pruner import LOPPruner
 from hf_lop.recovery.choose import fit_recovery
-from hf_lop.units.find import prunable_ffns
-from hf_lop.units.slice import slice_ffns
+from hf_lop.units.slice import prunable_units, slice_units
 from tests.conftest import slow, text_batches
 
 SEARCH = {"search": "mcts", "targets": (0.3, 0.5), "evaluations": 6, "predictor": "mlp"}
@@ -227,10 +226,10 @@ def test_candidates_are_judged_as_prune_leaves_them(built, kind):
     pruned = {}
     for recover in ("sketch", None):
         model = copy.deepcopy(built[kind])
-        ffns = prunable_ffns(model)
+        units = prunable_units(model)
         kept = [order[:width] for order, width in zip(found.order(), widths, strict=True)]
-        write = fit_recovery(recover, found, model, ffns, kept, list)
-        write(model, slice_ffns(model, kept))
+        write = fit_recovery(recover, found, model, units, kept, list)
+        write(model, slice_units(model, kept))
         with torch.no_grad():
             logits = torch.cat([model(**batch).logits[:, :-1].flatten(0, 1) for batch in search])
         ids = torch.cat([batch["input_ids"][:, 1:].flatten() for batch in search])

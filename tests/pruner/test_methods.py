@@ -6,14 +6,14 @@ import torch
 
 from hf_lop import demo
 from hf_lop.errors import InvalidInputError, UnsupportedModelError
-from hf_lop.learning.importance import neuron_importance, neuron_order
+from hf_lop.learning.importance import neuron_order, unit_importance
 from hf_lop.planning.additive import additive_plans
 from hf_lop.planning.baselines import global_threshold
 from hf_lop.pruner.fit import PROBE_RATIOS
 from hf_lop.pruner.methods import METHODS, choose, cold_seconds, usable_methods
 from hf_lop.pruner.pruner import LOPPruner
-from hf_lop.units.find import find_ffns
-from hf_lop.units.slice import mask_neurons
+from hf_lop.units.kinds import find_units
+from hf_lop.units.slice import masking
 from tests.conftest import text_batches
 from tests.families import build
 
@@ -50,11 +50,11 @@ def test_every_method_meets_the_budget_and_says_what_it_is(pruner, llama, method
 @pytest.mark.parametrize(("method", "criterion"), [("magnitude", "magnitude"), ("wanda", "wanda"), ("flap", "wifv")])
 def test_baselines_equal_the_masked_model_by_the_book(pruner, built, llama, batches, method, criterion):
     model = built["gated"]
-    ffns = find_ffns(model)
-    scores = neuron_importance(model, ffns, criterion, pruner.statistics())
+    units = find_units(model)
+    scores = unit_importance(model, units, criterion, pruner.statistics())
     ratios = global_threshold([s.numpy() for s in scores], 0.5) if method == "flap" else np.full(4, 0.5)
     kept = [o[: round(48 * (1 - r))] for o, r in zip(neuron_order(scores), ratios, strict=True)]
-    with mask_neurons(model, ffns, kept):
+    with masking(model, units, kept):
         expected = logits(model, batches[0])
     pruned = pruner.prune(llama, 0.5, method=method, recover=None)
     torch.testing.assert_close(logits(pruned, batches[0]), expected, rtol=1e-5, atol=1e-5)
@@ -73,12 +73,12 @@ def test_additive_is_exact_at_any_target_and_survives_a_file(pruner, llama, tmp_
     loaded = LOPPruner.from_pretrained(tmp_path)
     for target in (0.0, 0.217, 0.5, 0.93):
         expected = additive_plans(damage, PROBE_RATIOS, [48] * 4, [min(target, 0.925)], around=around, context=0.5)[0]
-        ratios, _ = choose("additive", loaded, llama, find_ffns(llama))
+        ratios, _ = choose("additive", loaded, llama, find_units(llama))
         np.testing.assert_array_equal(ratios(target), expected)
         model = loaded.prune(copy.deepcopy(llama), target, method="additive")
-        assert sum(48 - f.width for f in find_ffns(model)) == pytest.approx(192 * target, abs=1)
+        assert sum(48 - f.count for f in find_units(model)) == pytest.approx(192 * target, abs=1)
     row = next(row for row in pruner.config.search_table if row["ratio"] == 0.5)
-    np.testing.assert_allclose(choose("additive", pruner, llama, find_ffns(llama))[0](0.5), row["ratios"], atol=1e-5)
+    np.testing.assert_allclose(choose("additive", pruner, llama, find_units(llama))[0](0.5), row["ratios"], atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["mcts", "cmaes"])

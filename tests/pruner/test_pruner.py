@@ -11,8 +11,8 @@ from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForC
 from hf_lop.errors import CheckpointMismatchError, InfeasibleBudgetError, InvalidInputError, UnsupportedModelError
 from hf_lop.learning.pairs import read_table
 from hf_lop.pruner.pruner import LOPPruner
-from hf_lop.units.find import find_ffns
-from hf_lop.units.slice import mask_neurons
+from hf_lop.units.kinds import find_units
+from hf_lop.units.slice import masking
 from tests.conftest import SMALL
 
 
@@ -92,9 +92,9 @@ class TestPlan:
 class TestPrune:
     def test_in_place_and_equal_to_the_masked_dense_model(self, pruner, llama, batches):
         plan = pruner.plan(0.4)
-        ffns = find_ffns(llama)
+        units = find_units(llama)
         kept = [order[:width] for order, width in zip(pruner.order(), plan.widths, strict=True)]
-        with mask_neurons(llama, ffns, kept), torch.inference_mode():
+        with masking(llama, units, kept), torch.inference_mode():
             masked = llama(**batches[0]).logits
         pruned = pruner.prune(llama, 0.4, recover=None)
         assert pruned is llama
@@ -130,10 +130,10 @@ class TestPrune:
             model = LlamaForCausalLM(
                 LlamaConfig(**{"intermediate_size": 48, "num_key_value_heads": 2, **SMALL, **change})
             )
-            widths = [f.width for f in find_ffns(model)]
+            widths = [f.count for f in find_units(model)]
             with pytest.raises(CheckpointMismatchError, match=words):
                 pruner.prune(model, 0.3)
-            assert [f.width for f in find_ffns(model)] == widths
+            assert [f.count for f in find_units(model)] == widths
 
     def test_another_type_is_refused(self, pruner, built):
         with pytest.raises(CheckpointMismatchError, match="model type is llama, this model's phi3"):

@@ -9,13 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from hf_lop.errors import InvalidInputError, UnsupportedModelError
-from hf_lop.learning.importance import output_weight
 from hf_lop.learning.statistics import collect_statistics
 from hf_lop.pruner.pruner import LOPPruner
 from hf_lop.recovery.by_layer import add_to_output_biases, removed_means
 from hf_lop.recovery.choose import RECOVERIES, choose_recovery
-from hf_lop.units.find import prunable_ffns
-from hf_lop.units.slice import slice_ffns
+from hf_lop.units.slice import output_weight, prunable_units, slice_units
 from tests.conftest import CONFIGS, slow, text_batches
 from tests.recovery.test_recovery import activations, some_kept
 from tests.tiny_models import tiny_inputs, tiny_model
@@ -83,20 +81,20 @@ def test_the_default_uses_the_sketch_and_says_so(built, tmp_path):
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_the_bias_keeps_the_mean_output(built, kind):
     model, batches = copy.deepcopy(built[kind]), text_batches(5)
-    ffns = prunable_ffns(model)
-    kept = some_kept(ffns)
-    statistics = collect_statistics(model, batches, ffns)
-    before = [(p := ffn.modules(model)[1].bias) is not None and p.detach().clone() for ffn in ffns]
+    units = prunable_units(model)
+    kept = some_kept(units)
+    statistics = collect_statistics(model, batches, units)
+    before = [(p := unit.modules(model)[1].bias) is not None and p.detach().clone() for unit in units]
     x, outputs = activations(model, batches)
-    biases = removed_means(model, ffns, kept, statistics)
-    cut = slice_ffns(model, kept)
-    had = ffns[0].modules(model)[1].bias is not None
+    biases = removed_means(model, units, kept, statistics)
+    cut = slice_units(model, kept)
+    had = units[0].modules(model)[1].bias is not None
     add_to_output_biases(model, cut, biases)
-    for layer, ffn in enumerate(cut):
-        bias = ffn.modules(model)[1].bias
+    for layer, unit in enumerate(cut):
+        bias = unit.modules(model)[1].bias
         assert (bias.dtype, bias.requires_grad) == (torch.float32, True)
         x_mean = x[layer].mean(0)[kept[layer].sort().values]
-        found = output_weight(model, ffn).double() @ x_mean + bias
+        found = output_weight(model, unit).double() @ x_mean + bias
         torch.testing.assert_close(found, outputs[layer].mean(0), rtol=1e-4, atol=1e-4)
         if had:
             torch.testing.assert_close(bias, before[layer] + biases[layer])

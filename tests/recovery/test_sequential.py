@@ -6,13 +6,11 @@ import pytest
 import torch
 
 from hf_lop.errors import InvalidInputError, UnsupportedModelError
-from hf_lop.learning.importance import output_weight
 from hf_lop.recovery.by_layer import recover_lstsq, set_output_weights
 from hf_lop.recovery.in_turn import recover_in_turn
 from hf_lop.recovery.moments import second_moments
-from hf_lop.units.find import prunable_ffns
-from hf_lop.units.modeling_lop import text_decoder
-from hf_lop.units.slice import slice_ffns
+from hf_lop.units.decoder import text_decoder
+from hf_lop.units.slice import output_weight, prunable_units, slice_units
 from tests.conftest import CONFIGS, text_batches
 from tests.families import build, text_inputs
 from tests.recovery.test_recovery import some_kept
@@ -27,19 +25,19 @@ def decoded(model, batches):
 
 def pruned(model, kept, weights):
     cut = copy.deepcopy(model)
-    set_output_weights(cut, slice_ffns(cut, kept), weights)
+    set_output_weights(cut, slice_units(cut, kept), weights)
     return cut
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_one_cut_layer_is_fitted_as_by_itself(built, kind):
     model, batches = built[kind], text_batches(12, padded=True)
-    ffns = prunable_ffns(model)
+    units = prunable_units(model)
     for layer in (0, 2):
-        kept = [torch.arange(ffn.width) for ffn in ffns]
-        kept[layer] = some_kept(ffns)[layer]
-        alone = recover_lstsq(model, ffns, kept, second_moments(model, batches, ffns))
-        in_turn = recover_in_turn(model, batches, ffns, kept)
+        kept = [torch.arange(unit.count) for unit in units]
+        kept[layer] = some_kept(units)[layer]
+        alone = recover_lstsq(model, units, kept, second_moments(model, batches, units))
+        in_turn = recover_in_turn(model, batches, units, kept)
         for found, expected in zip(in_turn[: layer + 1], alone[: layer + 1], strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
@@ -47,10 +45,10 @@ def test_one_cut_layer_is_fitted_as_by_itself(built, kind):
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_nothing_removed_changes_nothing_and_the_model_is_left_alone(built, kind):
     model = built[kind]
-    ffns, before = prunable_ffns(model), traces(model)
-    whole = recover_in_turn(model, text_batches(2), ffns, [torch.arange(ffn.width) for ffn in ffns])
-    assert all(torch.equal(w, output_weight(model, ffn)) for w, ffn in zip(whole, ffns, strict=True))
-    recover_in_turn(model, text_batches(12), ffns, some_kept(ffns))
+    units, before = prunable_units(model), traces(model)
+    whole = recover_in_turn(model, text_batches(2), units, [torch.arange(unit.count) for unit in units])
+    assert all(torch.equal(w, output_weight(model, unit)) for w, unit in zip(whole, units, strict=True))
+    recover_in_turn(model, text_batches(12), units, some_kept(units))
     same(before, traces(model))
 
 
@@ -58,11 +56,11 @@ def test_nothing_removed_changes_nothing_and_the_model_is_left_alone(built, kind
 @pytest.mark.parametrize("kind", ["gated", "plain_bias", "conv1d", "fused"])
 def test_held_out_outputs_come_closer_than_layer_by_layer(built, kind):
     model, batches, report = built[kind], text_batches(60), text_batches(10, seed=9)
-    ffns = prunable_ffns(model)
-    kept = some_kept(ffns, 24)
+    units = prunable_units(model)
+    kept = some_kept(units, 24)
     weights = {
-        "alone": recover_lstsq(model, ffns, kept, second_moments(model, batches, ffns)),
-        "in turn": recover_in_turn(model, batches, ffns, kept),
+        "alone": recover_lstsq(model, units, kept, second_moments(model, batches, units)),
+        "in turn": recover_in_turn(model, batches, units, kept),
     }
     dense = decoded(model, report)
     errors = {
@@ -74,34 +72,34 @@ def test_held_out_outputs_come_closer_than_layer_by_layer(built, kind):
 def test_low_precision_and_a_barely_cut_first_layer(built):
     """What the fit changes in the first layer is below the rounding of its output: no reason to refuse."""
     model, batches = copy.deepcopy(built["gated"]).bfloat16(), text_batches(12)
-    ffns = prunable_ffns(model)
-    kept = [torch.arange(ffn.width - (layer != 0)) for layer, ffn in enumerate(ffns)]
+    units = prunable_units(model)
+    kept = [torch.arange(unit.count - (layer != 0)) for layer, unit in enumerate(units)]
     model.model.embed_tokens.weight.data.mul_(30)
-    weights = recover_in_turn(model, batches, ffns, kept)
+    weights = recover_in_turn(model, batches, units, kept)
     assert [w.dtype for w in weights] == [torch.bfloat16] * 4
 
 
 def test_a_multimodal_model_runs_its_tower_once_per_batch():
     model, batches = tiny_model("qwen2_5_vl"), [tiny_inputs("qwen2_5_vl", seed) for seed in range(4)]
-    ffns, seen = prunable_ffns(model), []
+    units, seen = prunable_units(model), []
     model.model.visual.register_forward_hook(lambda *_: seen.append(1))
-    weights = recover_in_turn(model, batches, ffns, some_kept(ffns, 60))
+    weights = recover_in_turn(model, batches, units, some_kept(units, 60))
     assert len(seen) == 4
-    assert [tuple(w.shape) for w in weights] == [(len(output_weight(model, f)), 60 + i) for i, f in enumerate(ffns)]
+    assert [tuple(w.shape) for w in weights] == [(len(output_weight(model, f)), 60 + i) for i, f in enumerate(units)]
 
 
 def test_what_cannot_be_fitted_is_refused(llama):
-    ffns = prunable_ffns(llama)
+    units = prunable_units(llama)
     with pytest.raises(InvalidInputError, match="damping is 0"):
-        recover_in_turn(llama, text_batches(1), ffns, some_kept(ffns), damping=0)
+        recover_in_turn(llama, text_batches(1), units, some_kept(units), damping=0)
     with pytest.raises(InvalidInputError, match="at least one"):
-        recover_in_turn(llama, [], ffns, some_kept(ffns))
+        recover_in_turn(llama, [], units, some_kept(units))
     gemma = build("gemma2")  # a norm behind every FFN
-    ffns = prunable_ffns(gemma)
+    units = prunable_units(gemma)
     with pytest.raises(UnsupportedModelError, match="do not simply add"):
-        recover_in_turn(gemma, [text_inputs(gemma)], ffns, [torch.arange(ffn.width // 2) for ffn in ffns])
+        recover_in_turn(gemma, [text_inputs(gemma)], units, [torch.arange(unit.count // 2) for unit in units])
     notes = {}  # a layer that needs what another one has left cannot be run alone
     llama.model.layers[0].mlp.register_forward_hook(lambda m, a, out: notes.update(x=out))
     llama.model.layers[3].mlp.register_forward_pre_hook(lambda m, a: (a[0] + notes.pop("x"),))
     with pytest.raises(UnsupportedModelError, match="cannot be run one by one"):
-        recover_in_turn(llama, text_batches(1), prunable_ffns(llama), some_kept(prunable_ffns(llama)))
+        recover_in_turn(llama, text_batches(1), prunable_units(llama), some_kept(prunable_units(llama)))

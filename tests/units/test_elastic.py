@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from hf_lop.errors import InvalidInputError, UnsupportedModelError
-from hf_lop.units.find import prunable_ffns
-from hf_lop.units.slice import slice_ffns
+from hf_lop.units.slice import prunable_units, slice_units
 from hf_lop.units.views import ElasticModel, shadow
 from tests.conftest import CONFIGS, text_batches
 
@@ -17,12 +16,12 @@ WIDTHS = [48, 31, 17, 1]
 
 def orders(model, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randperm(ffn.width, generator=generator) for ffn in prunable_ffns(model)]
+    return [torch.randperm(unit.count, generator=generator) for unit in prunable_units(model)]
 
 
 def cut(model, order, widths):
     pruned = copy.deepcopy(model)
-    slice_ffns(pruned, [indices[:width] for indices, width in zip(order, widths, strict=True)])
+    slice_units(pruned, [indices[:width] for indices, width in zip(order, widths, strict=True)])
     return pruned
 
 
@@ -79,7 +78,7 @@ def test_widths_are_views_of_one_copy(built, kind):
     places = []
     for widths in ([20] * 4, [7] * 4):
         elastic.set_widths(widths)
-        modules = [m for ffn in elastic.ffns for part in ffn.modules(elastic.model) for m in _flat(part)]
+        modules = [m for unit in elastic.units for part in unit.modules(elastic.model) for m in _flat(part)]
         assert all(
             module.weight.numel() * 48 == module.weight.untyped_storage().nbytes() // 4 * widths[0]
             for module in modules
@@ -135,7 +134,7 @@ def test_an_interrupt_anywhere_leaves_no_trace(llama, error, monkeypatch):
 def test_widths_recover_from_an_interrupt(llama, monkeypatch):
     batch, order = text_batches(1)[0], orders(llama)
     elastic = ElasticModel(llama, order)
-    last = elastic._projections[2][1]
+    last = elastic._tensors[2][1]
     with monkeypatch.context() as patch:
         patch.setattr(last, "narrow", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +12,9 @@ import torch
 import transformers
 
 from hf_lop.hub.write.save import auto_map
-from hf_lop.units import modeling_lop
-from hf_lop.units.slice import slice_ffns
+from hf_lop.units.kinds import find_units
+from hf_lop.units.ship import remote_code
+from hf_lop.units.slice import slice_units
 from tests.families import MULTIMODAL, TEXT, build, text_inputs
 from tests.support_table import render, section, short_reason
 from tests.tiny_models import CONFIGS, tiny_inputs, tiny_model
@@ -80,15 +80,16 @@ def save_with_code(model_type, folder):
     """Save a pruned model with its remote code, and what a load must give; without an auto class there is no such load."""
     model = build(model_type)
     inputs = text_inputs(model)
-    widths = irregular([ffn.width for ffn in modeling_lop.find_ffns(model)])
-    slice_ffns(model, [torch.arange(width) for width in widths])
+    widths = irregular([unit.count for unit in find_units(model)])
+    slice_units(model, [torch.arange(width) for width in widths])
     autos = [loader.__name__ for loader in loaders(model)[1:]]
     if autos:
         model.save_pretrained(folder)
         config = json.loads((folder / "config.json").read_text())
         config["auto_map"] = auto_map(config["model_type"], type(model.config).__name__)
         (folder / "config.json").write_text(json.dumps(config))
-        shutil.copy(modeling_lop.__file__, folder)
+        for name, code in remote_code().items():
+            (folder / name).write_bytes(code)
         torch.save({"auto": autos[0], "inputs": inputs, "logits": logits(model, inputs)}, folder / "expected.pt")
 
 

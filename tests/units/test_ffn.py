@@ -6,20 +6,20 @@ from torch import nn
 from transformers import BertConfig, BertLMHeadModel, MixtralConfig, MixtralForCausalLM
 
 from hf_lop.errors import InvalidInputError, UnsupportedModelError
-from hf_lop.learning.importance import CRITERIA, neuron_importance, neuron_order, output_weight
+from hf_lop.learning.importance import CRITERIA, neuron_order, unit_importance
 from hf_lop.learning.statistics import collect_statistics
-from hf_lop.units.find import find_ffns, prunable_ffns
-from hf_lop.units.modeling_lop import layer_widths, text_configs
-from hf_lop.units.size import measure_size
-from hf_lop.units.slice import mask_neurons, slice_ffns
+from hf_lop.units.configs import layer_widths, text_configs
+from hf_lop.units.kinds import find_units
+from hf_lop.units.measure import measure_size
+from hf_lop.units.slice import masking, output_weight, prunable_units, slice_units
 from tests.conftest import CONFIGS, SMALL, text_batches
 
 WIDTHS = [48, 20, 7, 31]
 
 
-def kept_neurons(ffns, seed=0):
+def kept_neurons(units, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randperm(f.width, generator=generator)[:k] for f, k in zip(ffns, WIDTHS, strict=True)]
+    return [torch.randperm(f.count, generator=generator)[:k] for f, k in zip(units, WIDTHS, strict=True)]
 
 
 def logits(model, batch):
@@ -30,27 +30,27 @@ def logits(model, batch):
 @pytest.mark.parametrize("kind", CONFIGS)
 class TestEveryKindOfFFN:
     def test_one_per_layer_with_its_width(self, built, kind):
-        ffns = find_ffns(built[kind])
-        assert [f.width for f in ffns] == [48] * 4
-        assert all(f.fused == (kind == "fused") for f in ffns)
-        assert {len(f.inputs) for f in ffns} == {2 if kind.startswith("gated") else 1}
+        units = find_units(built[kind])
+        assert [f.count for f in units] == [48] * 4
+        assert all((f.slots[0].parts == 2) == (kind == "fused") for f in units)
+        assert {len(f.modules(built[kind])[0]) for f in units} == {2 if kind.startswith("gated") else 1}
 
     def test_pruned_equals_masked_dense_model(self, built, batches, kind):
         model = copy.deepcopy(built[kind])
-        ffns = find_ffns(model)
-        kept = kept_neurons(ffns)
-        with mask_neurons(model, ffns, kept):
+        units = find_units(model)
+        kept = kept_neurons(units)
+        with masking(model, units, kept):
             masked = logits(model, batches[0])
         assert torch.equal(logits(model, batches[0]), logits(built[kind], batches[0]))  # the mask is gone again
-        slice_ffns(model, kept)
+        slice_units(model, kept)
         torch.testing.assert_close(logits(model, batches[0]), masked, rtol=1e-5, atol=1e-5)
         assert not torch.allclose(masked, logits(built[kind], batches[0]), atol=1e-2)  # the cut neurons mattered
         assert layer_widths(text_configs(model)[0]) == WIDTHS
-        assert [f.width for f in find_ffns(model)] == WIDTHS
+        assert [f.count for f in find_units(model)] == WIDTHS
 
     def test_save_and_reload_is_exact(self, built, batches, kind, tmp_path):
         model = copy.deepcopy(built[kind])
-        slice_ffns(model, kept_neurons(find_ffns(model)))
+        slice_units(model, kept_neurons(find_units(model)))
         model.save_pretrained(tmp_path)
         reloaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
         assert not any(info.values())
@@ -59,13 +59,13 @@ class TestEveryKindOfFFN:
     def test_keeping_everything_changes_nothing(self, built, batches, kind):
         model = copy.deepcopy(built[kind])
         weights = [p.data_ptr() for p in model.parameters()]
-        slice_ffns(model, [torch.arange(48)] * 4)
+        slice_units(model, [torch.arange(48)] * 4)
         assert [p.data_ptr() for p in model.parameters()] == weights
         assert torch.equal(logits(model, batches[0]), logits(built[kind], batches[0]))
 
 
 def test_kept_neurons_stay_in_original_order(built, llama):
-    slice_ffns(llama, [torch.tensor([40, 3, 17])] * 4)
+    slice_units(llama, [torch.tensor([40, 3, 17])] * 4)
     for layer, dense in zip(llama.model.layers, built["gated"].model.layers, strict=True):
         assert torch.equal(layer.mlp.up_proj.weight, dense.mlp.up_proj.weight[[3, 17, 40]])
         assert torch.equal(layer.mlp.down_proj.weight, dense.mlp.down_proj.weight[:, [3, 17, 40]])
@@ -75,7 +75,7 @@ def test_kept_neurons_stay_in_original_order(built, llama):
 def test_dtype_device_class_and_gradients_stay(llama):
     model = llama.to(torch.bfloat16)
     model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
-    slice_ffns(model, [torch.arange(8)] * 4)
+    slice_units(model, [torch.arange(8)] * 4)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert not model.model.layers[0].mlp.up_proj.weight.requires_grad
     assert model.model.layers[0].mlp.gate_proj.weight.requires_grad
@@ -85,7 +85,7 @@ class TestRefused:
     def check(self, model, pattern):
         before = {k: v.clone() for k, v in model.state_dict().items() if not v.is_meta}
         with pytest.raises(UnsupportedModelError, match=pattern):
-            slice_ffns(model, [torch.arange(4)] * 4)
+            slice_units(model, [torch.arange(4)] * 4)
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items() if k in before)
 
     def test_mixture_of_experts(self):
@@ -93,7 +93,7 @@ class TestRefused:
         self.check(MixtralForCausalLM(config), "mixture of experts")
 
     def test_already_pruned(self, llama):
-        slice_ffns(llama, [torch.arange(9)] * 4)
+        slice_units(llama, [torch.arange(9)] * 4)
         self.check(llama, "already pruned")
 
     def test_meta_device(self, llama):
@@ -108,7 +108,7 @@ class TestRefused:
 
         quantize_(llama, Int8WeightOnlyConfig())
         with pytest.raises(UnsupportedModelError, match="cannot be cut by neuron"):
-            prunable_ffns(llama)
+            prunable_units(llama)
 
     def test_per_neuron_parameters(self, llama):
         llama.model.layers[2].mlp.inner_norm = nn.LayerNorm(48)
@@ -117,47 +117,47 @@ class TestRefused:
     @pytest.mark.parametrize("kept", [[[0]] * 3, [[0], [0], [], [0]], [[0], [0], [48], [0]], [[0], [0], [1, 1], [0]]])
     def test_bad_indices(self, llama, kept):
         with pytest.raises(InvalidInputError):
-            slice_ffns(llama, kept)
-        assert [f.width for f in find_ffns(llama)] == [48] * 4
+            slice_units(llama, kept)
+        assert [f.count for f in find_units(llama)] == [48] * 4
         assert llama.config.intermediate_size == 48
 
 
 def test_a_bert_style_model_is_pruned_or_refused_by_name():
     config = BertConfig(intermediate_size=48, is_decoder=True, **SMALL)
     try:
-        assert len(find_ffns(BertLMHeadModel(config))) == 4
+        assert len(find_units(BertLMHeadModel(config))) == 4
     except UnsupportedModelError as error:
         assert "Bert" in str(error)  # noqa: PT017
 
 
-def reference_activations(model, ffns, batches):
+def reference_activations(model, units, batches):
     """Each layer's activations as one `[T, n]` array per sample, without padding: the slow way."""
-    samples = [[] for _ in ffns]
+    samples = [[] for _ in units]
     for batch in batches:
         for row in range(len(batch["input_ids"])):
-            for store, ffn in zip(samples, ffns, strict=True):
-                ffn.modules(model)[1].register_forward_pre_hook(
+            for store, unit in zip(samples, units, strict=True):
+                unit.modules(model)[1].register_forward_pre_hook(
                     lambda _m, args, store=store, row=row, mask=batch["attention_mask"]: store.append(
                         args[0][row][mask[row].bool()].double()
                     )
                 )
             with torch.inference_mode():
                 model(**batch)
-            for ffn in ffns:
-                ffn.modules(model)[1]._forward_pre_hooks.clear()
+            for unit in units:
+                unit.modules(model)[1]._forward_pre_hooks.clear()
     return samples
 
 
 def test_statistics_and_scores_equal_the_formulas(llama):
     batches = text_batches(3, padded=True)
-    ffns = find_ffns(llama)
-    statistics = collect_statistics(llama, batches, ffns)
-    samples = reference_activations(llama, ffns, batches)
-    scores = {name: neuron_importance(llama, ffns, name, statistics) for name in CRITERIA}
+    units = find_units(llama)
+    statistics = collect_statistics(llama, batches, units)
+    samples = reference_activations(llama, units, batches)
+    scores = {name: unit_importance(llama, units, name, statistics) for name in CRITERIA}
     for layer, xs in enumerate(samples):
         count = len(xs)
         assert count == 6
-        weight = output_weight(llama, ffns[layer]).double()
+        weight = output_weight(llama, units[layer]).double()
         mean = sum(x.mean(0) for x in xs) / count
         q = sum(x.square().sum(0) for x in xs) / count
         v = sum((x - mean).square().sum(0) for x in xs) / count
@@ -195,12 +195,12 @@ def test_statistics_leave_the_model_as_it_was(llama, batches):
 
 
 def test_criteria_are_checked(llama):
-    ffns = find_ffns(llama)
+    units = find_units(llama)
     with pytest.raises(InvalidInputError, match="choose one of l2"):
-        neuron_importance(llama, ffns, "taylor")
+        unit_importance(llama, units, "taylor")
     with pytest.raises(InvalidInputError, match="needs activation statistics"):
-        neuron_importance(llama, ffns, "wifv")
-    assert len(neuron_importance(llama, ffns, "magnitude")) == 4
+        unit_importance(llama, units, "wifv")
+    assert len(unit_importance(llama, units, "magnitude")) == 4
 
 
 def test_order_is_stable():
@@ -210,11 +210,11 @@ def test_order_is_stable():
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_size_predicts_the_pruned_model(built, kind):
     model = copy.deepcopy(built[kind])
-    ffns = find_ffns(model)
-    size = measure_size(model, ffns)
+    units = find_units(model)
+    size = measure_size(model, units)
     assert size.parameters == model.num_parameters()
-    slice_ffns(model, kept_neurons(ffns))
-    cut = measure_size(model, find_ffns(model))
+    slice_units(model, kept_neurons(units))
+    cut = measure_size(model, find_units(model))
     assert size.parameters_at(WIDTHS) == cut.parameters == model.num_parameters()
     assert size.bytes_at(WIDTHS) == cut.num_bytes == sum(p.nbytes for p in model.parameters())
     assert size.flops_at(WIDTHS) == cut.flops

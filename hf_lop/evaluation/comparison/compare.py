@@ -22,7 +22,6 @@ from hf_lop.evaluation.comparison.table import Comparison, Key, Row, Rows
 from hf_lop.learning.data import fingerprint
 from hf_lop.learning.decoder.replay import IGNORED, record_batches
 from hf_lop.learning.divergence import DenseTop
-from hf_lop.learning.importance import output_weight
 from hf_lop.learning.processes import launched
 from hf_lop.learning.rewards import REWARDS, Score, _by_sample, _ratio
 from hf_lop.planning.plan import Plan, plan_budget
@@ -31,10 +30,10 @@ from hf_lop.pruner.methods import METHODS, check_method, choose, cold_seconds, u
 from hf_lop.pruner.pruner import LOPPruner
 from hf_lop.recovery.choose import FROM_DATA, RECOVERIES, choose_recovery, fit_recovery
 from hf_lop.recovery.moments import second_moments
-from hf_lop.units.find import prunable_ffns
-from hf_lop.units.modeling_lop import FFN
-from hf_lop.units.size import ModelSize, measure_size
-from hf_lop.units.slice import slice_ffns
+from hf_lop.units.measure import measure_size
+from hf_lop.units.size import ModelSize
+from hf_lop.units.slice import output_weight, prunable_units, slice_units
+from hf_lop.units.unit import Unit
 from hf_lop.units.views import shadow
 
 MOMENTS_BYTES = 2**32  # second moments of all layers that wait in memory for the next row
@@ -84,8 +83,8 @@ def compare(
     """
     pruners, report, data = list(pruners), list(report), list(data or [])
     methods = methods or _common_methods(pruners)
-    ffns = prunable_ffns(model)
-    size = measure_size(model, ffns)
+    units = prunable_units(model)
+    size = measure_size(model, units)
     check_arguments(pruners, ratios, methods, recover, rewards, data)
     for pruner, method in itertools.product(pruners, methods):
         check_method(method, pruner.config)
@@ -96,7 +95,7 @@ def compare(
     _check_unseen(pruners, report, data)
     settings = {
         "model": {"type": model.config.model_type, **asdict(size)},
-        "weights": fingerprint([{"last output projection": output_weight(model, ffns[-1])}]),
+        "weights": fingerprint([{"last output projection": output_weight(model, units[-1])}]),
         "report_sha256": fingerprint(report),
         "recovery_sha256": fingerprint(data) if data else None,
         "pruners": [_identity(pruner) for pruner in pruners],
@@ -118,11 +117,11 @@ def compare(
 
     @functools.cache
     def kept_moments() -> list[torch.Tensor]:
-        return list(second_moments(model, data, ffns, memory=MOMENTS_BYTES))
+        return list(second_moments(model, data, units, memory=MOMENTS_BYTES))
 
     def moments() -> Iterable[torch.Tensor]:
         fit = sum(4 * width**2 for width in size.widths) <= MOMENTS_BYTES
-        return kept_moments() if fit else second_moments(model, data, ffns)
+        return kept_moments() if fit else second_moments(model, data, units)
 
     for key in tqdm(missing, desc="comparing", unit="row", disable=not progress):
         method, ratio, recovery, seed = key
@@ -130,13 +129,13 @@ def compare(
             rows.add(Row.of(key, judge(twin), size.widths, size))
             continue
         pruner = pruners[seed]
-        _prepare(pruner, model, ffns, size, method, ratio)  # the first call allocates and loads; the second is timed
+        _prepare(pruner, model, units, size, method, ratio)  # the first call allocates and loads; the second is timed
         start = time.perf_counter()
-        plan, kept = _prepare(pruner, model, ffns, size, method, ratio)
+        plan, kept = _prepare(pruner, model, units, size, method, ratio)
         seconds = time.perf_counter() - start
-        write = fit_recovery(recovery, pruner, model, ffns, kept, moments, data or ())
+        write = fit_recovery(recovery, pruner, model, units, kept, moments, data or ())
         pruned: PreTrainedModel = copy.deepcopy(model).eval()
-        write(pruned, slice_ffns(pruned, kept))
+        write(pruned, slice_units(pruned, kept))
         rows.add(Row.of(key, judge(pruned), plan.widths, size, seconds, cold_seconds(method, pruner.config)))
     return Comparison(tuple(rows.known[key] for key in wanted), rows.settings)
 
@@ -203,11 +202,11 @@ def _identity(pruner: LOPPruner) -> str:
 
 
 def _prepare(
-    pruner: LOPPruner, model: nn.Module, ffns: Sequence[FFN], size: ModelSize, method: str, ratio: float
+    pruner: LOPPruner, model: nn.Module, units: Sequence[Unit], size: ModelSize, method: str, ratio: float
 ) -> tuple[Plan, list[torch.Tensor]]:
     """Plan one target and choose the neurons that stay."""
-    ratios, order = choose(method, pruner, model, ffns)
-    weight = output_weight(model, ffns[0])
+    ratios, order = choose(method, pruner, model, units)
+    weight = output_weight(model, units[0])
     plan = plan_budget(ratios, size, {"ratio": ratio}, round_to=1, device=weight.device, dtype=weight.dtype)
     return plan, [neurons[:width] for neurons, width in zip(order, plan.widths, strict=True)]
 

@@ -1,7 +1,7 @@
 """Elastic repositories, the reading side: the tensors of one size, read in prefixes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -9,7 +9,7 @@ from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.hub.elastic.write import PRODUCTS, TRANSPOSED
 from hf_lop.hub.read.checkpoint import Shards
 from hf_lop.hub.read.files import Files
-from hf_lop.hub.read.stored_ffns import StoredFFN
+from hf_lop.hub.read.stored import StoredPieces
 from hf_lop.recovery.solve import RowFit, fit_rows
 
 
@@ -63,7 +63,7 @@ class Fits(NamedTuple):
     prefix: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def check_transposed(main: Shards, transposed: Shards, entries: Mapping[str, StoredFFN]) -> None:
+def check_transposed(main: Shards, transposed: Shards, entries: Mapping[str, StoredPieces]) -> None:
     """Refuse extra tensors that cannot be those of a checkpoint, by their shapes.
 
     Raises:
@@ -72,16 +72,16 @@ def check_transposed(main: Shards, transposed: Shards, entries: Mapping[str, Sto
     for name, entry in entries.items():
         place = main.places[name]
         extra, products = (transposed.places.get(own) for own in (name, name + PRODUCTS))
-        if extra is not None and (extra.dtype, extra.shape[1:], entry.dim) != (place.dtype, place.shape[:1], 1):
+        if extra is not None and (extra.dtype, extra.shape[1:], entry.axis) != (place.dtype, place.shape[:1], 1):
             raise _damaged(
                 name, f"{place.dtype} of {list(place.shape)} and transposed as {extra.dtype} of {list(extra.shape)}"
             )
-        if products is not None and (products.dtype, products.shape[:-1]) != ("F32", (place.shape[1 - entry.dim],)):
+        if products is not None and (products.dtype, products.shape[:-1]) != ("F32", (place.shape[1 - entry.axis],)):
             raise _damaged(name, f"{list(place.shape)}, its products as {products.dtype} of {list(products.shape)}")
 
 
 def read_prefix(
-    main: Shards, transposed: Shards, name: str, entry: StoredFFN, width: int, fits: Fits | None
+    main: Shards, transposed: Shards, name: str, entry: StoredPieces, width: int, fits: Fits | None
 ) -> torch.Tensor:
     """Read the first neurons of a tensor.
 
@@ -89,7 +89,7 @@ def read_prefix(
         main (`Shards`): the dense checkpoint with sorted neurons.
         transposed (`Shards`): its extra tensors. Where one is missing or has too few rows, the whole tensor is read.
         name (`str`): of the tensor in `main`.
-        entry (`StoredFFN`): where its neurons are.
+        entry (`StoredPieces`): where its neurons are.
         width (`int`): how many of them.
         fits (`Fits`, *optional*): lets an output projection take over what the removed neurons did.
 
@@ -100,23 +100,23 @@ def read_prefix(
         CheckpointMismatchError: if the extra tensor is of other weights, or a file is damaged.
         InvalidInputError: if the Hub does not answer.
     """
-    turned = entry.dim == 1  # neurons are columns of what is stored
+    turned = entry.axis == 1  # neurons are columns of what is stored
     extra = transposed.places.get(name)
-    is_prefix = not turned or (extra is not None and extra.shape[0] >= width and entry.parts == 1)
+    length = entry.length(width)
+    is_prefix = not turned or (extra is not None and extra.shape[0] >= length and entry.is_prefix)
     if fits is not None and entry.output and not (is_prefix and name + PRODUCTS in transposed.places):
         dense = main.rows(name)
         fitted = fit_rows(fits.whole(entry.layer, dense.dtype), dense if turned else dense.T)
         return fitted if turned else fitted.T
-    if not turned:
-        starts = [part * entry.width for part in range(entry.parts)]
-        rows = [main.rows(name, start, start + width) for start in starts]
-        found = rows[0] if len(rows) == 1 else torch.cat(rows)
-    elif is_prefix:
-        found = transposed.rows(name, 0, width).T
+    if turned and is_prefix:
+        found = transposed.rows(name, 0, length).T
         _check_row(main, name, found[0])
+    elif turned:
+        whole = main.rows(name)
+        found = torch.cat([whole[:, start:stop] for start, stop in entry.runs(width)], 1)
     else:
-        parts: Any = main.rows(name)
-        found = parts.unflatten(1, (entry.parts, -1))[:, :, :width].flatten(1)
+        rows = [main.rows(name, start, stop) for start, stop in entry.runs(width)]
+        found = rows[0] if len(rows) == 1 else torch.cat(rows)
     if fits is None or not entry.output:
         return found
     products = transposed.rows(name + PRODUCTS)
@@ -124,14 +124,14 @@ def read_prefix(
 
 
 def read_size(
-    main: Shards, transposed: Shards, entries: Mapping[str, StoredFFN], widths: Sequence[int], fits: Fits | None
+    main: Shards, transposed: Shards, entries: Mapping[str, StoredPieces], widths: Sequence[int], fits: Fits | None
 ) -> dict[str, torch.Tensor]:
     """Read all tensors of a size into memory; see [`read_prefix`] for arguments and errors.
 
     Args:
         main (`Shards`): see `read_prefix`, as for `transposed` and `fits`.
         transposed (`Shards`): see `read_prefix`.
-        entries (`Mapping[str, StoredFFN]`): which tensors of `main` have entries for every neuron.
+        entries (`Mapping[str, StoredPieces]`): which tensors of `main` have entries for every neuron.
         widths (`Sequence[int]`): `[L]` neurons to keep.
         fits (`Fits`, *optional*): see `read_prefix`.
 
@@ -142,7 +142,7 @@ def read_size(
     found = {}
     for name in main.places:
         entry = entries.get(name)
-        if entry is None or widths[entry.layer] == entry.width:
+        if entry is None or widths[entry.layer] == entry.unit.count:
             found[name] = main.rows(name)
         else:
             found[name] = read_prefix(main, transposed, name, entry, widths[entry.layer], fits).contiguous()

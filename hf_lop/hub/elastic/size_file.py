@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from hf_lop.hub.elastic.read import Fits, check_transposed, read_prefix
 from hf_lop.hub.read.checkpoint import Shards
 from hf_lop.hub.read.safetensors import BITS, LENGTH, Place
-from hf_lop.hub.read.stored_ffns import StoredFFN
+from hf_lop.hub.read.stored import StoredPieces
 from hf_lop.hub.write.whole import check_room
 
 CHUNK = 2**25  # bytes of one request, at most
@@ -34,7 +34,7 @@ class _Part(NamedTuple):
     """A tensor whose first neurons are taken, to `at` in the new file, by more than copying bytes."""
 
     name: str
-    entry: StoredFFN
+    entry: StoredPieces
     width: int
     at: int
 
@@ -42,7 +42,7 @@ class _Part(NamedTuple):
 def write_size(
     main: Shards,
     transposed: Shards,
-    entries: Mapping[str, StoredFFN],
+    entries: Mapping[str, StoredPieces],
     widths: Sequence[int],
     path: Path,
     *,
@@ -54,7 +54,7 @@ def write_size(
     Args:
         main (`Shards`): the dense checkpoint with sorted neurons.
         transposed (`Shards`): its extra tensors. Where one is missing or has too few rows, the whole tensor is read.
-        entries (`Mapping[str, StoredFFN]`): which tensors of `main` have entries for every neuron.
+        entries (`Mapping[str, StoredPieces]`): which tensors of `main` have entries for every neuron.
         widths (`Sequence[int]`): `[L]` neurons to keep.
         path (`Path`): file to write.
         fits (`Fits`, *optional*): lets the output projections take over what the removed neurons did.
@@ -84,9 +84,9 @@ def write_size(
     begin, copies, parts = LENGTH + len(text), [], []
     for name in names:
         entry, place = entries.get(name), main.places[name]
-        if entry is None or widths[entry.layer] == entry.width:
+        if entry is None or widths[entry.layer] == entry.unit.count:
             copies.append(_Copy(place.file, place.start, place.end - place.start, begin + starts[name]))
-        elif entry.dim == 0 and not (entry.output and fits):
+        elif entry.axis == 0 and not (entry.output and fits):
             copies += _prefixes(place, entry, widths[entry.layer], begin + starts[name])
         else:
             parts.append(_Part(name, entry, widths[entry.layer], begin + starts[name]))
@@ -99,10 +99,10 @@ def write_size(
     _run(jobs, path, total=at, remote=remote)
 
 
-def _shape(place: Place, entry: StoredFFN | None, widths: Sequence[int]) -> tuple[int, ...]:
+def _shape(place: Place, entry: StoredPieces | None, widths: Sequence[int]) -> tuple[int, ...]:
     shape = list(place.shape)
     if entry is not None:
-        shape[entry.dim] = entry.parts * widths[entry.layer]
+        shape[entry.axis] = entry.length(widths[entry.layer])
     return tuple(shape)
 
 
@@ -110,12 +110,12 @@ def _bytes(dtype: str, shape: Sequence[int]) -> int:
     return math.prod(shape) * BITS[dtype] // 8
 
 
-def _prefixes(place: Place, entry: StoredFFN, width: int, at: int) -> Iterator[_Copy]:
-    """The first rows of every part of a tensor."""
-    part = (place.end - place.start) // entry.parts
-    length = part // entry.width * width
-    for index in range(entry.parts):
-        yield _Copy(place.file, place.start + index * part, length, at + index * length)
+def _prefixes(place: Place, entry: StoredPieces, width: int, at: int) -> Iterator[_Copy]:
+    """The rows of a tensor that are left with its first pieces."""
+    row = (place.end - place.start) // entry.size
+    for start, stop in entry.runs(width):
+        yield _Copy(place.file, place.start + start * row, (stop - start) * row, at)
+        at += (stop - start) * row
 
 
 def _chunks(copies: Sequence[_Copy]) -> Iterator[_Copy]:

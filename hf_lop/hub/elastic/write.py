@@ -28,11 +28,11 @@ from hf_lop.hub.read.checkpoint import Shards
 from hf_lop.hub.read.files import Folder
 from hf_lop.hub.read.load import read_config
 from hf_lop.hub.read.skeleton import load_skeleton
-from hf_lop.hub.read.stored_ffns import StoredFFN, stored_ffns
+from hf_lop.hub.read.stored import StoredPieces, stored_pieces
 from hf_lop.hub.write.companions import matches, write_whole
 from hf_lop.hub.write.push import WEIGHTS
 from hf_lop.recovery.solve import sketch_products
-from hf_lop.units.find import find_ffns
+from hf_lop.units.kinds import find_units
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,9 +55,11 @@ def kept_pruner(model: "PreTrainedModel") -> "PreTrainedModel | None":
     return _PRUNERS.get(model) if isinstance(getattr(model.config, "elastic_config", None), dict) else None
 
 
-def transposed_rows(entry: StoredFFN) -> int:
-    """Return how many neurons of a tensor are stored transposed; 0 where a prefix of neurons is one of the bytes anyway."""
-    return max(1, int(entry.width * SHARE)) if entry.dim == 1 and entry.parts == 1 else 0
+def transposed_rows(entry: StoredPieces) -> int:
+    """Return how many columns of a tensor are stored transposed; 0 where a prefix of pieces is one of the bytes anyway."""
+    if entry.axis != 1 or not entry.is_prefix:
+        return 0
+    return entry.length(max(1, int(entry.unit.count * SHARE)))
 
 
 def save_transposed(directory: Path, directions: Callable[[int], torch.Tensor], sketch_rows: int) -> None:
@@ -78,15 +80,15 @@ def save_transposed(directory: Path, directions: Callable[[int], torch.Tensor], 
             path.unlink()
     with Shards(Folder(directory)) as shards:
         skeleton = load_skeleton(directory, read_config(directory), shards)
-        entries = stored_ffns(skeleton, find_ffns(skeleton.model))
+        entries = stored_pieces(skeleton, find_units(skeleton.model))
         makers: dict[str, Callable[[], torch.Tensor]] = {}
         sizes: dict[str, int] = {}
         for name, entry in entries.items():
             place = shards.places[name]
-            size, features = place.end - place.start, math.prod(place.shape) // (entry.width * entry.parts)
+            size, features = place.end - place.start, math.prod(place.shape) // entry.size
             if rows := transposed_rows(entry):
                 makers[name] = partial(_first_columns, shards, name, rows)
-                sizes[name] = size // entry.width * rows
+                sizes[name] = size // entry.size * rows
             if entry.output and 0 < 2 * features * sketch_rows * torch.float32.itemsize < size:
                 makers[name + PRODUCTS] = partial(_products, shards, name, entry, directions)
                 sizes[name + PRODUCTS] = features * sketch_rows * torch.float32.itemsize
@@ -106,9 +108,11 @@ def _first_columns(shards: Shards, name: str, columns: int) -> torch.Tensor:
     return shards.rows(name)[:, :columns].T.contiguous()
 
 
-def _products(shards: Shards, name: str, entry: StoredFFN, directions: Callable[[int], torch.Tensor]) -> torch.Tensor:
+def _products(
+    shards: Shards, name: str, entry: StoredPieces, directions: Callable[[int], torch.Tensor]
+) -> torch.Tensor:
     weight = shards.rows(name)
-    return sketch_products(weight if entry.dim == 1 else weight.T, directions(entry.layer))
+    return sketch_products(weight if entry.axis == 1 else weight.T, directions(entry.layer))
 
 
 def _groups(sizes: dict[str, int]) -> list[list[str]]:

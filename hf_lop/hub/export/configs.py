@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hf_lop.errors import InvalidInputError, UnsupportedModelError
-from hf_lop.units.modeling_lop import WIDTH
+from hf_lop.units.configs import WIDTH
 
 # Where vLLM finds the decoder of a multimodal architecture, for those its AnyModel does not know by itself.
 _QWEN2_VL = {

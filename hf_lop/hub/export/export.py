@@ -35,9 +35,11 @@ from hf_lop.hub.write.companions import (
 from hf_lop.hub.write.push import WEIGHTS, open_repository
 from hf_lop.hub.write.whole import check_new
 from hf_lop.learning.config import LOPConfig
-from hf_lop.units import modeling_lop
-from hf_lop.units.modeling_lop import DENSE_WIDTH, OUTPUT_BIAS, find_ffns, layer_widths
-from hf_lop.units.size import measure_size
+from hf_lop.units.configs import DENSE_WIDTH, layer_widths
+from hf_lop.units.kinds import find_units
+from hf_lop.units.measure import measure_size
+from hf_lop.units.modeling_lop import OUTPUT_BIAS, enable_for
+from hf_lop.units.ship import remote_code
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ def export(
         check_config(config)
     with torch.device("meta"):
         skeleton = auto_class(config).from_config(config)
-    size = measure_size(skeleton, find_ffns(skeleton))
+    size = measure_size(skeleton, find_units(skeleton))
     exported = [max(widths)] * len(widths) if to == "uniform" else widths
     plans = {"dense": dense, "pruned": widths, "exported": exported}
     parameters = {name: size.parameters_at(plan) for name, plan in plans.items()}
@@ -224,10 +226,11 @@ def _write(
         source = _download(name, token)
         _copy_weights(source, folder)
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-        modeling_lop.enable_for(config_class, config)  # reads sparse per_layer_config as a list
+        enable_for(config_class, config)  # reads sparse per_layer_config as a list
         config = REWRITES[to](config, widths, dense)
         if "auto_map" in config:
-            write_whole(folder / "modeling_lop.py", Path(modeling_lop.__file__).read_bytes())
+            for name, code in remote_code().items():
+                write_whole(folder / name, code)
         _write_config(folder, config, to, widths)
         return copy_companions(source, None, folder)
     model = load_model(name, token=token, device_map=None)

@@ -1,44 +1,34 @@
 """A pruned model as an ordinary one: every FFN zero-padded to the widest layer, one scalar width in the config."""
 
-from typing import Any
-
 import torch
 from transformers import PreTrainedModel
 
 from hf_lop.errors import UnsupportedModelError
 from hf_lop.hub.read.load import auto_class
-from hf_lop.units.modeling_lop import DENSE_WIDTH, FFN, _field, find_ffns, take_neurons, text_configs
-
-
-def _silence(module: Any, first: int, width: int, *, rows: bool) -> None:
-    """Zero what belongs to the neurons from `first` on: output rows, of every part of a fused projection, or input columns."""
-    linear = hasattr(module, "in_features")  # Conv1D stores [in, out]
-    weight = module.weight if rows == linear else module.weight.T
-    for start in range(0, len(weight), width):
-        weight[start + first : start + width] = 0
-        if rows and getattr(module, "bias", None) is not None:
-            module.bias[start + first : start + width] = 0
+from hf_lop.units.configs import DENSE_WIDTH, stored_field, text_configs
+from hf_lop.units.kinds import find_units
+from hf_lop.units.unit import Unit, segments, take
 
 
 @torch.no_grad()
-def widen(model: PreTrainedModel, ffn: FFN, width: int) -> FFN:
-    """Add neurons that do nothing to one FFN, in place.
+def widen(model: PreTrainedModel, unit: Unit, count: int) -> Unit:
+    """Add pieces that do nothing to one unit, in place.
 
     Args:
-        model (`PreTrainedModel`): the model `ffn` was found in.
-        ffn (`FFN`): the FFN.
-        width (`int`): neurons it shall have.
+        model (`PreTrainedModel`): the model that the unit was found in.
+        unit (`Unit`): the unit.
+        count (`int`): pieces it shall have.
 
     Returns:
-        `FFN`: the same place with its new width.
+        `Unit`: the same place with its new count.
     """
-    if width == ffn.width:
-        return ffn
-    wide = take_neurons(model, ffn, torch.arange(width) % ffn.width)
-    inputs, output = wide.modules(model)
-    for module in inputs:
-        _silence(module, ffn.width, width, rows=True)
-    _silence(output, ffn.width, width, rows=False)
+    if count == unit.count:
+        return unit
+    wide = take(model, unit, torch.arange(count) % unit.count)
+    for (path, name), slots in wide.tensors.items():
+        tensor = getattr(model.get_submodule(path), name)
+        for begin, block in segments(slots):
+            tensor.narrow(slots[0].axis, begin + unit.count * block, (count - unit.count) * block).zero_()
     return wide
 
 
@@ -55,14 +45,14 @@ def make_uniform(model: PreTrainedModel, dense: int) -> int:
     Raises:
         UnsupportedModelError: if other parts of the model are sized by the width before pruning.
     """
-    ffns = find_ffns(model)
-    width = max(ffn.width for ffn in ffns)
+    units = find_units(model)
+    width = max(unit.count for unit in units)
     for config in text_configs(model):
-        vars(config)[_field(type(config))] = width
+        vars(config)[stored_field(type(config))] = width
         vars(config).pop(DENSE_WIDTH, None)
     vars(model.config).pop("auto_map", None)
-    for ffn in ffns:
-        widen(model, ffn, width)
+    for unit in units:
+        widen(model, unit, width)
     if _misfits(model):
         _rename(model, dense, width)
     return width

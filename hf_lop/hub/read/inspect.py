@@ -10,8 +10,10 @@ from transformers import PreTrainedModel
 from hf_lop.errors import UnsupportedModelError
 from hf_lop.hub.read.load import auto_class, read_config
 from hf_lop.learning.config import LOPConfig
-from hf_lop.units.find import FFN, find_ffns
-from hf_lop.units.modeling_lop import layer_widths, text_configs, text_decoder
+from hf_lop.units.configs import layer_widths, text_configs
+from hf_lop.units.decoder import text_decoder
+from hf_lop.units.kinds import find_units
+from hf_lop.units.unit import Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class Inspection:
         name (`str`): id or folder, as given.
         architecture (`str`): model class.
         model_type (`str`): top-level model type.
-        ffns (`tuple[FFN, ...]`): one per decoder layer; empty if there is a reason against pruning.
+        units (`tuple[Unit, ...]`): one per decoder layer; empty if there is a reason against pruning.
         parameters (`dict[str, int]`): parameters by part: "ffn" (the decoder's), "decoder" (its other weights),
             "embeddings" (token embeddings and vocabulary projection), "other" (such as the vision tower).
         reason (`str`, *optional*): why the model cannot be pruned; None if it can.
@@ -32,7 +34,7 @@ class Inspection:
     name: str
     architecture: str
     model_type: str
-    ffns: tuple[FFN, ...]
+    units: tuple[Unit, ...]
     parameters: dict[str, int]
     reason: str | None
     pruned: dict[str, Any] | None
@@ -40,7 +42,7 @@ class Inspection:
     @property
     def widths(self) -> list[int]:
         """Neurons of each decoder layer's FFN, `[L]`."""
-        return [ffn.width for ffn in self.ffns]
+        return [unit.count for unit in self.units]
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON types."""
@@ -53,9 +55,7 @@ class Inspection:
             "pruned": self.pruned,
             "widths": self.widths,
             "parameters": {**self.parameters, "total": sum(self.parameters.values())},
-            "ffns": [
-                {"path": f.path, "inputs": list(f.inputs), "output": f.output, "width": f.width} for f in self.ffns
-            ],
+            "ffns": [_described(unit) for unit in self.units],
         }
 
 
@@ -83,31 +83,31 @@ def inspect_model(name: str | Path, *, revision: str | None = None) -> Inspectio
         model: PreTrainedModel = auto_class(config).from_config(config)
     reason = None
     try:
-        ffns = find_ffns(model)
+        units = find_units(model)
     except UnsupportedModelError as error:
-        ffns, reason = [], str(error)
+        units, reason = [], str(error)
     pruned = getattr(model.config, "pruning_config", None)
     if pruned or layer_widths(text_configs(model)[0]) is not None:
         reason = f"{type(model).__name__} is already pruned; prune its dense base model instead."
-        pruned = {**(pruned or {}), "widths": [ffn.width for ffn in ffns]}
+        pruned = {**(pruned or {}), "widths": [unit.count for unit in units]}
     elif getattr(config, "quantization_config", None) is not None:
         reason = f"{type(model).__name__} is quantised; prune the unquantised model, then quantise the pruned one."
     return Inspection(
         name=str(name),
         architecture=type(model).__name__,
         model_type=str(config.model_type),
-        ffns=tuple(ffns),
-        parameters=_parts(model, ffns),
+        units=tuple(units),
+        parameters=_parts(model, units),
         reason=reason,
         pruned=pruned,
     )
 
 
-def _parts(model: PreTrainedModel, ffns: list[FFN]) -> dict[str, int]:
+def _parts(model: PreTrainedModel, units: list[Unit]) -> dict[str, int]:
     """Count parameters by part; each shared tensor once, in the first part that holds it."""
-    ffn_modules = [module for ffn in ffns for side in ffn.modules(model) for module in _as_list(side)]
+    in_units = [model.get_submodule(path) for unit in units for path, _ in unit.tensors]
     embeddings = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module]
-    groups = {"ffn": ffn_modules, "embeddings": embeddings, "decoder": [text_decoder(model)], "other": [model]}
+    groups = {"ffn": in_units, "embeddings": embeddings, "decoder": [text_decoder(model)], "other": [model]}
     seen: set[int] = set()
     counts = {}
     for part, modules in groups.items():
@@ -117,5 +117,9 @@ def _parts(model: PreTrainedModel, ffns: list[FFN]) -> dict[str, int]:
     return counts
 
 
-def _as_list(side: Any) -> list[Any]:
-    return side if isinstance(side, list) else [side]
+def _described(unit: Unit) -> dict[str, Any]:
+    """Where one FFN is, with the names of its projections inside of it."""
+    inputs = dict.fromkeys(slot.module for slot in unit.slots if not slot.output)
+    inside = len(unit.path) + 1
+    names = [path[inside:] for path in inputs]
+    return {"path": unit.path, "inputs": names, "output": unit.output.module[inside:], "width": unit.count}

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError, LOPError, UnsupportedModelError
-from hf_lop.units.modeling_lop import check_depth
+from hf_lop.units.configs import check_depth
 
 
 def check_safetensors(folder: Path) -> None:

@@ -7,7 +7,8 @@ import functools
 import os
 from typing import Any
 
-from hf_lop.units.modeling_lop import CheckpointMismatchError, check_depth
+from hf_lop.errors import CheckpointMismatchError
+from hf_lop.units.configs import check_depth
 
 LARGEST_CONFIG = 20_000_000  # bytes; an order of magnitude above those of large vocabularies of labels
 

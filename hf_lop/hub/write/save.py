@@ -29,7 +29,8 @@ from hf_lop.hub.write.companions import (
 )
 from hf_lop.hub.write.push import STALE, WEIGHTS, open_repository, push_folder
 from hf_lop.planning.plots import plot_plans, plot_widths
-from hf_lop.units import modeling_lop
+from hf_lop.units.configs import layer_counts, text_configs
+from hf_lop.units.ship import remote_code
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,10 +67,10 @@ def auto_map(model_type: str, config_class: str) -> dict[str, str]:
 
 
 def pruned_widths(model: "PreTrainedModel") -> list[int] | None:
-    """Return the width of every layer if hf_lop pruned the model, else None."""
+    """Return what every layer keeps if hf_lop pruned the model, else None."""
     if not isinstance(getattr(model.config, "pruning_config", None), dict):
         return None
-    return modeling_lop.layer_widths(modeling_lop.text_configs(model)[0])
+    return next(iter(layer_counts(text_configs(model)[0]).values()), None)
 
 
 def save_pruned_extras(
@@ -92,7 +93,8 @@ def save_pruned_extras(
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     config["auto_map"] = auto_map(config["model_type"], type(model.config).__name__)
     write_whole(directory / "config.json", (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
-    write_whole(directory / "modeling_lop.py", Path(modeling_lop.__file__).read_bytes())
+    for name, code in remote_code().items():
+        write_whole(directory / name, code)
 
     made = config["pruning_config"]
     processor, base_data = _companions(model, made, directory)

@@ -8,16 +8,17 @@ import torch
 from torch import nn
 
 from hf_lop.learning.decoder.replay import nearly_equal
-from hf_lop.units.modeling_lop import FFN, text_decoder
+from hf_lop.units.decoder import text_decoder
+from hf_lop.units.unit import Unit
 
 Result = TypeVar("Result")
 
 
-def layer_of(model: nn.Module, ffn: FFN) -> nn.Module:
+def layer_of(model: nn.Module, unit: Unit) -> nn.Module:
     """Return the decoder layer that an FFN is in: the entry of the outermost list of modules on its path."""
     decoder = text_decoder(model)
     module, inside = model, model is decoder
-    for name in ffn.path.split("."):
+    for name in unit.path.split("."):
         parent, module = module, module.get_submodule(name)
         if inside and isinstance(parent, nn.ModuleList):
             break
@@ -45,9 +46,9 @@ class LayerRuns:
             not run exactly once, so that none can be skipped.
     """
 
-    def __init__(self, model: nn.Module, ffns: Sequence[FFN]) -> None:
+    def __init__(self, model: nn.Module, units: Sequence[Unit]) -> None:
         """Take the layers of a shadow model (see [`shadow`]); their `forward` is replaced for the time of a run."""
-        self.layers = [layer_of(model, ffn) for ffn in ffns]
+        self.layers = [layer_of(model, unit) for unit in units]
         self.rank: list[int] = []
 
     def record(self, run: Callable[[], Result]) -> tuple[Result, list[Any]]:

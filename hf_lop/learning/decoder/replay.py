@@ -17,7 +17,7 @@ from torch import nn
 from hf_lop.errors import InvalidInputError
 from hf_lop.learning.processes import Processes
 from hf_lop.learning.statistics import evaluating, to_device, token_mask
-from hf_lop.units.modeling_lop import text_decoder
+from hf_lop.units.decoder import text_decoder
 
 Way = Literal["projection", "head", "model"]
 IGNORED = -100  # label of a token that does not count, as everywhere in transformers

@@ -1,0 +1,50 @@
+"""Where the text decoder of a model is, and its layers.
+
+Every repository of a pruned model carries a copy of this file beside `modeling_lop.py`.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def text_decoder(model: Any) -> Any:
+    """Return the text decoder inside a model; the model itself where it names none."""
+    while hasattr(model, "get_decoder"):
+        decoder = model.get_decoder()
+        if decoder is None or decoder is model or not any(_lists(decoder)):
+            break
+        model = decoder
+    return model
+
+
+def decoder_layers(model: Any, is_layer: Callable[[Any], bool]) -> list[tuple[str, Any]]:
+    """Return the decoder layers of a model, each with its path from the model; none if it has no list of modules.
+
+    They are the outermost list that holds a layer, and its likes: some decoders run two stacks in turn.
+
+    Args:
+        model (`nn.Module`): a transformers model.
+        is_layer (`Callable`): whether a module looks like a layer.
+    """
+    decoder = text_decoder(model)
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    lists = sorted(_lists(decoder), key=lambda entry: entry[0].count("."))
+    if not lists:
+        return []
+    first = next((stack for stack in lists if any(is_layer(layer) for layer in stack[1])), lists[0])
+    kinds = {type(layer) for layer in first[1]}
+    stacks = [first, *(s for s in lists if s is not first and {type(layer) for layer in s[1]} <= kinds)]
+    return [
+        (".".join(filter(None, (prefix, name, str(index)))), layer)
+        for name, stack in stacks
+        for index, layer in enumerate(stack)
+    ]
+
+
+def _lists(module: "nn.Module") -> "Iterator[tuple[str, nn.ModuleList]]":
+    from torch import nn
+
+    return ((name, m) for name, m in module.named_modules() if isinstance(m, nn.ModuleList) and len(m))
