@@ -172,7 +172,7 @@ def collect_statistics(
     """
     units = find_units(model) if units is None else units
     processes = processes or Processes()
-    totals = [_Accumulator(unit.count) for unit in units]
+    totals = [_Accumulator(unit.features) for unit in units]
     current: dict[str, Any] = {}
     sums: list[tuple[int, _Sums]] = []  # of the current batch, each with its layer
 

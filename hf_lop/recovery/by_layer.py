@@ -175,7 +175,7 @@ def recover_fold(
 
 def _check_statistics(units: Sequence[Unit], statistics: Sequence[Statistics]) -> None:
     if len(statistics) != len(units) or any(
-        len(s.mean) != f.count * f.block for s, f in zip(statistics, units, strict=False)
+        len(s.mean) != f.features for s, f in zip(statistics, units, strict=False)
     ):
         raise InvalidInputError(
             "The statistics belong to another model. Collect them with collect_statistics(model, ...)."

@@ -83,6 +83,11 @@ class Unit:
         return self.output.block
 
     @property
+    def features(self) -> int:
+        """Entries of all pieces in the input of the output projection."""
+        return self.count * self.block
+
+    @property
     def tensors(self) -> dict[tuple[str, str], tuple[Slot, ...]]:
         """The slots by module and tensor, in order of their first: several of one tensor are cut in one take."""
         found: dict[tuple[str, str], tuple[Slot, ...]] = {}
