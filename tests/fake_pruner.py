@@ -1,7 +1,5 @@
 """A pruner without a fit: random neuron orders, statistics and sketch for any model, made at once."""
 
-from dataclasses import asdict
-
 import torch
 
 from hf_lop.learning.config import LOPConfig
@@ -21,7 +19,7 @@ def fake_pruner(model, *, sketch_rows=8, seed=0):
         LOPConfig(
             base_model_type=model.config.model_type,
             base_dtype="float32",
-            base_size=asdict(size),
+            base_size=size.to_dict(),
             predictor="mlp",
             search_table=table,
             max_ratio=0.7,

@@ -7,7 +7,7 @@ and the rewards of the search.
 import contextlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -235,7 +235,7 @@ def learn(
         outputs = sketched_outputs(model, units, order, sketches, statistics)
         provenance["recovery"] = recover
     settings: dict[str, Any] = {
-        "model": {"type": model.config.model_type, **asdict(size)},
+        "model": {"type": model.config.model_type, **size.to_dict()},
         "order_sha256": sha256(torch.cat(order).numpy().tobytes()).hexdigest()[:16],
         "criterion": criterion,
         "probe_ratios": PROBE_RATIOS,

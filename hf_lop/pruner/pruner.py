@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -394,7 +393,7 @@ class LOPPruner(PreTrainedModel):
             base_revision=getattr(model.config, "_commit_hash", None),
             base_model_type=model.config.model_type,
             base_dtype=learned.dtype,
-            base_size=asdict(learned.size),
+            base_size=learned.size.to_dict(),
             criterion=criterion,
             calibration={**(provenance or {}), **facts, **learned.provenance, "versions": _versions()},
             predictor=predictor,

@@ -1,6 +1,5 @@
 """One model, every size: sorting a model for good, and a loaded one that changes its size while it serves."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ def make_elastic(pruner: "LOPPruner", model: PreTrainedModel | str | Path) -> Pr
     size = measure_size(model, units)
     pruner.config.check_fits(model, size, strict=False)
     order, twin = pruner.order(), sorted_twin(pruner)
-    twin.config.base_size = asdict(size)  # budgets of memory count in the dtype that is stored
+    twin.config.base_size = size.to_dict()  # budgets of memory count in the dtype that is stored
     twin.config.base_dtype = str(output_weight(model, units[0]).dtype).removeprefix("torch.")
     for unit, indices in zip(units, order, strict=True):
         take(model, unit, indices)

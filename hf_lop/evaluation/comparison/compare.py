@@ -7,7 +7,6 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +93,7 @@ def compare(
             choose_recovery("sketch", data=False, sketch=pruner.config.sketch_rows > 0)
     _check_unseen(pruners, report, data)
     settings = {
-        "model": {"type": model.config.model_type, **asdict(size)},
+        "model": {"type": model.config.model_type, **size.to_dict()},
         "weights": fingerprint([{"last output projection": output_weight(model, units[-1])}]),
         "report_sha256": fingerprint(report),
         "recovery_sha256": fingerprint(data) if data else None,
