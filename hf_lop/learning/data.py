@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from hf_lop.errors import InvalidInputError, MissingDependencyError
 
-IGNORED = -100
+IGNORED = -100  # label of a token that does not count, as everywhere in transformers
 
 
 def read_rows(source: str, *, split: str = "train") -> Any:

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from hf_lop.errors import InvalidInputError
-from hf_lop.learning.decoder.replay import IGNORED, Recorded, record_batches
+from hf_lop.learning.data import IGNORED
+from hf_lop.learning.decoder.replay import Recorded, record_batches
 from hf_lop.learning.divergence import DenseTop
 from hf_lop.learning.processes import Processes
 from hf_lop.units.views import ElasticModel, OutputWeights

@@ -16,8 +16,10 @@ import torch
 from torch import nn
 
 from hf_lop.errors import InvalidInputError
+from hf_lop.learning.decoder.batches import Tokens, check_any, model_inputs
 from hf_lop.learning.processes import Processes
 from hf_lop.units.kinds import find_units
+from hf_lop.units.slice import watching
 from hf_lop.units.unit import Unit
 
 
@@ -115,34 +117,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def token_mask(batch: Mapping[str, Any], tokens: int) -> torch.Tensor | None:
-    """Return the `[B, T] bool` mask of the decoder's real tokens, or None where nothing is padded."""
-    mask = batch.get("decoder_attention_mask" if "decoder_input_ids" in batch else "attention_mask")
-    if mask is None or bool(mask.all()):
-        return None
-    if mask.shape[-1] != tokens:
-        raise InvalidInputError(
-            f"The decoder sees {tokens} tokens per sample, the attention mask {mask.shape[-1]}: padding cannot be told "
-            "apart from tokens. Use batches of one sample, or of samples of equal length."
-        )
-    real: torch.Tensor = mask.bool()
-    return real
-
-
-def batch_size(batch: Mapping[str, Any]) -> int:
-    """Return the number of samples in a batch of model inputs."""
-    for key in ("decoder_input_ids", "input_ids", "inputs_embeds", "attention_mask"):
-        if batch.get(key) is not None:
-            return len(batch[key])
-    raise InvalidInputError(f"A batch needs input_ids or inputs_embeds; this one has {sorted(batch)}.")
-
-
-def to_device(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Move a batch to the device of the model's first parameter."""
-    device = next(model.parameters()).device
-    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-
-
 def collect_statistics(
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
@@ -173,19 +147,14 @@ def collect_statistics(
     units = find_units(model) if units is None else units
     processes = processes or Processes()
     totals = [_Accumulator(unit.features) for unit in units]
-    current: dict[str, Any] = {}
+    current: Tokens
     sums: list[tuple[int, _Sums]] = []  # of the current batch, each with its layer
 
-    def watch(layer: int) -> Any:
-        def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            x = args[0].reshape(batch_size(current), -1, args[0].shape[-1])
-            mask = token_mask(current, x.shape[1])
-            sums.append((layer, _Sums.of(x, mask)))
-            also(layer, x, mask)
+    def see(layer: int, x: torch.Tensor) -> None:
+        x = current.split(x)
+        sums.append((layer, _Sums.of(x, current.mask)))
+        also(layer, x, current.mask)
 
-        return hook
-
-    handles = [unit.modules(model)[1].register_forward_pre_hook(watch(layer)) for layer, unit in enumerate(units)]
     # The vocabulary projection is not needed here; most models can be asked for the last position only.
     short = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
@@ -193,21 +162,17 @@ def collect_statistics(
         nonlocal current
         sums.clear()
         for batch in turn[processes.index : processes.index + 1]:
-            current = to_device({key: value for key, value in batch.items() if key != "labels"}, model)
-            model(**current, use_cache=False, **short)
+            inputs = model_inputs(batch, model)
+            current = Tokens.of(inputs)
+            model(**inputs, use_cache=False, **short)
         return sums
 
-    try:
-        with evaluating(model):
-            for turn in _turns(processes.bar(batches, "calibration"), processes.count):
-                for found in processes.gather(partial(run, turn)):
-                    for layer, batch_sums in found:
-                        totals[layer].add(batch_sums)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not totals[0].samples:
-        raise InvalidInputError("No calibration batch was given, so there is nothing to measure. Pass at least one.")
+    with watching(model, units, see), evaluating(model):
+        for turn in _turns(processes.bar(batches, "calibration"), processes.count):
+            for found in processes.gather(partial(run, turn)):
+                for layer, batch_sums in found:
+                    totals[layer].add(batch_sums)
+    check_any(totals[0].samples)
     return [total.result() for total in totals]
 
 

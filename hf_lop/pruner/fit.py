@@ -33,7 +33,7 @@ from hf_lop.planning.journal import Journal
 from hf_lop.planning.mcts import MCTS
 from hf_lop.planning.table import MakeSearch, learn_table
 from hf_lop.pruner.kept import Clock, kept_array
-from hf_lop.recovery.solve import fit_sketch
+from hf_lop.recovery.solve import solve_sketch
 from hf_lop.units.measure import measure_size
 from hf_lop.units.size import ModelSize
 from hf_lop.units.slice import output_weight, prunable_units
@@ -185,7 +185,7 @@ def sketched_outputs(
     weights = [output_weight(model, unit) for unit in units]
 
     def output(layer: int, width: int) -> torch.Tensor:
-        return fit_sketch(weights[layer], directions[layer], statistics[layer].square, order[layer][:width])
+        return solve_sketch(weights[layer], directions[layer], statistics[layer].square, order[layer][:width])
 
     return output
 

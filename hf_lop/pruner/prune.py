@@ -1,7 +1,7 @@
 """Cutting a model to a budget with what a pruner knows."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,10 @@ from hf_lop.hub.write.whole import check_new
 from hf_lop.planning.plan import Plan, plan_budget, read_budget
 from hf_lop.pruner.methods import METHODS, check_method, choose
 from hf_lop.pruner.sorting import twin_for
-from hf_lop.recovery.choose import choose_recovery, fit_by_layer, fit_recovery
-from hf_lop.recovery.moments import second_moments
+from hf_lop.recovery.by_layer import set_output_weights
+from hf_lop.recovery.choose import check_by_rows, choose_recovery, recovered_weights, row_solver
 from hf_lop.units.measure import measure_size
 from hf_lop.units.slice import check_kept, output_weight, prunable_units, slice_units
-from hf_lop.units.unit import Unit
 from hf_lop.version import __version__
 
 if TYPE_CHECKING:
@@ -76,17 +75,19 @@ def prune_model(
     recover = recover if plan.neurons_removed else None
     batches = list(data or ())
 
-    def fitted(name: str | None) -> Callable[[nn.Module, Sequence[Unit]], None]:
-        return fit_recovery(name, pruner, model, units, kept, lambda: second_moments(model, batches, units), batches)
+    def recovered(name: str | None) -> list[torch.Tensor] | None:
+        return recovered_weights(name, model, units, kept, pruner.statistics(), pruner.directions_of, batches)
 
     try:
-        write = fitted(recover)
+        weights = recovered(recover)
     except UnsupportedModelError:
         if asked != "auto" or recover != "sequential":
             raise
         recover = "lstsq"
-        write = fitted(recover)
-    write(model, slice_units(model, kept))
+        weights = recovered(recover)
+    cut = slice_units(model, kept)
+    if weights is not None:
+        set_output_weights(model, cut, weights)
     record(pruner, model, plan, method=method, recovery=recover, round_to=round_to)
     return model
 
@@ -118,7 +119,7 @@ def prune_files(
         `PreTrainedModel`: the pruned model on the meta device; its weights are in the folder only.
     """
     recover = _check(pruner, budgets, round_to=round_to, method=method, recover=recover, data=False, by_name=True)
-    fit_by_layer(recover, pruner, ())  # refuses what cannot be streamed
+    check_by_rows(recover)
     check_new(Path(out))
     revision = _revision(pruner, name)
     config = read_config(name, **revision)
@@ -133,7 +134,9 @@ def prune_files(
         plan = plan_budget(ratios, size, budgets, round_to=round_to, device=torch.device("cpu"), dtype=dtype)
         recover = recover if plan.neurons_removed else None
         kept = check_kept(units, [neurons[:width] for neurons, width in zip(order, plan.widths, strict=True)])
-        outputs = pruned_outputs(skeleton, units, kept, fit_by_layer(recover, pruner, kept))
+        columns = [unit.columns(indices) for unit, indices in zip(units, kept, strict=True)]
+        solver = row_solver(recover, columns, pruner.statistics(), pruner.directions_of)
+        outputs = pruned_outputs(skeleton, units, kept, solver)
         record(pruner, model, plan, method=method, recovery=recover, round_to=round_to)
         write_pruned(model, outputs, shards, Path(out), recovery=_fingerprint(pruner) if recover else "")
     model.name_or_path = str(out)

@@ -38,7 +38,7 @@ from hf_lop.hub.write.whole import check_new, check_replaceable, sync_all
 from hf_lop.planning.plan import Plan
 from hf_lop.pruner.prune import record
 from hf_lop.pruner.pruner import LOPPruner
-from hf_lop.recovery.choose import choose_recovery, fit_by_layer, fit_prefixes
+from hf_lop.recovery.choose import choose_recovery, prefix_solver, row_solver
 from hf_lop.units.kinds import find_units
 from hf_lop.units.measure import measure_size
 from hf_lop.units.modeling_lop import set_counts
@@ -256,5 +256,6 @@ def _assemble(source: _Source, folder: Path, *, in_memory: bool = False) -> tupl
 
 def _fits(source: _Source) -> Fits | None:
     kept = [torch.arange(width) for width in source.plan.widths]
-    whole = fit_by_layer(source.recovery, source.pruner, kept)
-    return Fits(whole, fit_prefixes(source.pruner)) if whole is not None else None
+    statistics, directions = source.pruner.statistics(), source.pruner.directions_of
+    whole = row_solver(source.recovery, kept, statistics, directions)
+    return Fits(whole, prefix_solver(statistics, directions)) if whole is not None else None

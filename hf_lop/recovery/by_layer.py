@@ -1,7 +1,7 @@
 """Recovery: the output projection of a cut FFN takes over what the removed neurons did.
 
 W `[d, n]` is the output projection, x `[n]` its input, K the kept and P the removed neurons. Only W_K changes: no shape, no
-architecture, no bias. The exception is FLAP's bias, which is there to be compared with.
+architecture, no bias.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,8 +11,7 @@ from torch import nn
 
 from hf_lop.errors import InvalidInputError
 from hf_lop.learning.statistics import Statistics
-from hf_lop.recovery.solve import DAMPING, fit_fold, fit_lstsq, fit_sketch, mean_of_removed
-from hf_lop.units.modeling_lop import add_output_biases, check_output_biases, mark_output_biases
+from hf_lop.recovery.solve import DAMPING, check_damping, check_finite, fold, in_blocks, solve_lstsq, solve_sketch
 from hf_lop.units.slice import check_kept, output_weight
 from hf_lop.units.unit import Unit
 
@@ -65,26 +64,22 @@ def recover_lstsq(
     Source:
         Týr-the-Pruner (arXiv 2503.09657), OSSCAR (arXiv 2403.12983): the same regression on removed input columns.
     """
-    if not damping > 0:
-        raise InvalidInputError(f"damping is {damping}; it must be above 0, or the fit may have no solution.")
+    check_damping(damping)
     weights = []
     ordered = check_kept(units, kept)
     layers = iter(moments)
     for layer, (unit, indices) in enumerate(zip(units, ordered, strict=True)):
         gram = next(layers, None)
-        if gram is None or tuple(gram.shape) != (unit.count, unit.count):
+        if gram is None or tuple(gram.shape) != (unit.features, unit.features):
             found = "missing" if gram is None else f"of shape {tuple(gram.shape)}"
             raise InvalidInputError(
-                f"The second moments of layer {layer} are {found}; its FFN has {unit.count} neurons. Collect them with "
+                f"The second moments of layer {layer} are {found}; its FFN has {unit.features} neurons. Collect them with "
                 "second_moments(...) on this model."
             )
         weight = output_weight(model, unit)
-        fitted = fit_lstsq(weight, gram, indices, damping) if len(indices) < unit.count else weight.clone()
-        if not torch.isfinite(fitted).all():
-            raise InvalidInputError(
-                f"The fit of layer {layer} is not finite: its second moments overflow. Check the calibration data."
-            )
-        weights.append(fitted)
+        removed = len(indices) < unit.count
+        fitted = solve_lstsq(weight, gram, unit.columns(indices), damping) if removed else weight.clone()
+        weights.append(check_finite(layer, fitted))
     return weights
 
 
@@ -122,27 +117,16 @@ def recover_sketch(
         InvalidInputError: if the kept neurons or the sketch do not fit the model, damping is not above 0, or the sketch is
             not finite.
     """
-    if not damping > 0:
-        raise InvalidInputError(f"damping is {damping}; it must be above 0, or the fit may have no solution.")
+    check_damping(damping)
     shapes = [(sketch.shape[-1], len(square)) for sketch, square in zip(directions, squares, strict=False)]
-    if len(directions) != len(units) or shapes != [(unit.count, unit.count) for unit in units]:
+    if len(directions) != len(units) or shapes != [(unit.features, unit.features) for unit in units]:
         raise InvalidInputError("The sketch belongs to another model. Use the pruner that was made for this one.")
     weights = []
     for layer, (unit, indices) in enumerate(zip(units, check_kept(units, kept), strict=True)):
-        fitted = fit_sketch(output_weight(model, unit), directions[layer], squares[layer], indices, damping)
-        weights.append(checked_fit(layer, fitted))
+        columns = unit.columns(indices)
+        fitted = solve_sketch(output_weight(model, unit), directions[layer], squares[layer], columns, damping)
+        weights.append(check_finite(layer, fitted, sketched=True))
     return weights
-
-
-def checked_fit(layer: int, fitted: torch.Tensor) -> torch.Tensor:
-    """Return what a sketch made of a layer's output projection, if it is finite.
-
-    Raises:
-        InvalidInputError: if not.
-    """
-    if not all(torch.isfinite(end) for end in torch.aminmax(fitted)):  # in one pass without a copy
-        raise InvalidInputError(f"The fit of layer {layer} is not finite: the sketch is damaged. Load it again.")
-    return fitted
 
 
 def recover_fold(
@@ -167,64 +151,20 @@ def recover_fold(
         InvalidInputError: if the kept neurons or the statistics do not fit the model.
     """
     weights = []
-    _check_statistics(units, statistics)
+    check_statistics(units, statistics)
     for unit, indices, measured in zip(units, check_kept(units, kept), statistics, strict=True):
-        weights.append(fit_fold(output_weight(model, unit), indices, measured))
+        weights.append(in_blocks(fold(unit.columns(indices), measured), output_weight(model, unit)))
     return weights
 
 
-def _check_statistics(units: Sequence[Unit], statistics: Sequence[Statistics]) -> None:
+def check_statistics(units: Sequence[Unit], statistics: Sequence[Statistics]) -> None:
+    """Refuse statistics of another model."""
     if len(statistics) != len(units) or any(
         len(s.mean) != f.features for s, f in zip(statistics, units, strict=False)
     ):
         raise InvalidInputError(
             "The statistics belong to another model. Collect them with collect_statistics(model, ...)."
         )
-
-
-def removed_means(
-    model: nn.Module, units: Sequence[Unit], kept: Sequence[torch.Tensor], statistics: Sequence[Statistics]
-) -> list[torch.Tensor]:
-    """Return FLAP's bias: the mean output of the removed neurons, b = sum_{j in P} mu_j W_{:,j}.
-
-    Args:
-        model (`nn.Module`): the dense model; only read.
-        units (`Sequence[Unit]`): its L FFNs.
-        kept (`Sequence[torch.Tensor]`): the neurons to keep, one `[k] int64` per layer, in any order.
-        statistics (`Sequence[Statistics]`): of every layer; `mean` is mu.
-
-    Returns:
-        `list[torch.Tensor]`: b of every layer, `[d]` in the dtype and on the device of W.
-
-    Raises:
-        InvalidInputError: if the kept neurons or the statistics do not fit the model.
-        UnsupportedModelError: if a projection has no bias and can be given none.
-
-    Source:
-        FLAP (arXiv 2312.11983), its baseline bias compensation.
-    """
-    _check_statistics(units, statistics)
-    check_output_biases(model, units)
-    biases = []
-    for unit, indices, measured in zip(units, check_kept(units, kept), statistics, strict=True):
-        weight = output_weight(model, unit)
-        biases.append(mean_of_removed(weight, measured.mean, indices).to(weight.dtype))
-    return biases
-
-
-def add_to_output_biases(model: nn.Module, units: Sequence[Unit], biases: Sequence[torch.Tensor]) -> None:
-    """Add to the biases of the output projections; a projection without gets one, and the text config says so.
-
-    Args:
-        model (`nn.Module`): the pruned model; changed in place.
-        units (`Sequence[Unit]`): its FFNs.
-        biases (`Sequence[torch.Tensor]`): `[d]` per layer, from [`removed_means`].
-    """
-    if add_output_biases(model, units):
-        mark_output_biases(model)
-    with torch.no_grad():
-        for unit, bias in zip(units, biases, strict=True):
-            unit.modules(model)[1].bias.add_(bias)
 
 
 def set_output_weights(model: nn.Module, units: Sequence[Unit], weights: Sequence[torch.Tensor]) -> None:

@@ -1,35 +1,24 @@
-"""The recoveries a pruner offers: which one to use, and what it makes of a plan."""
+"""Which recovery to use, and what it makes of a plan."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
-from hf_lop.recovery.by_layer import (
-    add_to_output_biases,
-    checked_fit,
-    recover_fold,
-    recover_lstsq,
-    recover_sketch,
-    removed_means,
-    set_output_weights,
-)
+from hf_lop.learning.statistics import Statistics
+from hf_lop.recovery.by_layer import recover_fold, recover_lstsq, recover_sketch
 from hf_lop.recovery.in_turn import recover_in_turn
-from hf_lop.recovery.solve import DAMPING, RowFit, fit_sketch_prefix, fold_rows, sketch_rows
+from hf_lop.recovery.moments import second_moments
+from hf_lop.recovery.solve import NewRows, RowSolver, SketchSolver, check_finite, fold
 from hf_lop.units.unit import Unit
-
-if TYPE_CHECKING:
-    from hf_lop.pruner.pruner import LOPPruner
 
 RECOVERIES = {
     "sequential": "output projections fitted by least squares on calibration data, layer after layer",
     "lstsq": "output projections fitted by least squares on calibration data, every layer by itself",
     "sketch": "output projections fitted by least squares on the pruner's sketch of the activations",
     "fold": "the mean output of the removed neurons folded into the kept ones",
-    "bias": "the mean output of the removed neurons as a bias of the output projections (FLAP)",
 }
 FROM_DATA = ("sequential", "lstsq")
 
@@ -42,7 +31,7 @@ def choose_recovery(recover: str | None, *, data: bool, sketch: bool) -> str | N
     | "auto" | sequential | sketch | none |
     | "sequential", "lstsq" | as asked for | error | error |
     | "sketch" | error | sketch | error |
-    | "fold", "bias", None | error | as asked for | as asked for |
+    | "fold", None | error | as asked for | as asked for |
 
     Args:
         recover (`str`, *optional*): "auto", one of `RECOVERIES`, or None.
@@ -57,6 +46,11 @@ def choose_recovery(recover: str | None, *, data: bool, sketch: bool) -> str | N
     """
     if recover == "auto":
         return "sequential" if data else "sketch" if sketch else None
+    if recover == "bias":
+        raise InvalidInputError(
+            'recover="bias" moved to the comparison, compare(..., recover=["bias"]), since a bias that is added changes the '
+            'architecture; use "fold", which folds the same mean into the weights, or "sketch".'
+        )
     if recover is not None and recover not in RECOVERIES:
         raise InvalidInputError(f'recover is {recover!r}; choose "auto", {", ".join(RECOVERIES)} or None.')
     if recover in FROM_DATA and not data:
@@ -73,108 +67,115 @@ def choose_recovery(recover: str | None, *, data: bool, sketch: bool) -> str | N
     return recover
 
 
-def fit_recovery(
+def recovered_weights(
     name: str | None,
-    pruner: "LOPPruner",
     model: nn.Module,
     units: Sequence[Unit],
     kept: Sequence[torch.Tensor],
-    moments: Callable[[], Iterable[torch.Tensor]],
-    data: Iterable[Mapping[str, Any]] = (),
-) -> Callable[[nn.Module, Sequence[Unit]], None]:
+    statistics: Sequence[Statistics],
+    directions: Callable[[int], torch.Tensor],
+    data: Sequence[Mapping[str, Any]] = (),
+    moments: Callable[[], Iterable[torch.Tensor]] | None = None,
+) -> list[torch.Tensor] | None:
     """Compute a recovery from the dense model, which is only read.
 
     Args:
         name (`str`, *optional*): one of `RECOVERIES`, or None for none.
-        pruner (`LOPPruner`): its statistics and sketch are used.
         model (`nn.Module`): the dense model.
-        units (`Sequence[Unit]`): its L FFNs.
-        kept (`Sequence[torch.Tensor]`): the neurons to keep, one `[k] int64` per layer.
-        moments (`Callable`): gives the second moments `[n, n]` of every layer; only called for "lstsq".
-        data (`Iterable[Mapping]`): batches of model inputs; only read for "sequential".
+        units (`Sequence[Unit]`): its L units.
+        kept (`Sequence[torch.Tensor]`): the pieces to keep, one `[k] int64` per unit.
+        statistics (`Sequence[Statistics]`): `[L]`, read by "sketch" and "fold".
+        directions (`Callable`): gives a layer's sketch B `[r, n] float32`; only called for "sketch".
+        data (`Sequence[Mapping]`): batches of model inputs; only read for "sequential" and "lstsq".
+        moments (`Callable`, *optional*): gives the second moments `[n, n]` of every layer for "lstsq", where they are known.
 
     Returns:
-        `Callable`: writes the result into the cut model, given that and its FFNs.
+        `list[torch.Tensor]`: the output projection of every cut unit, `[d, k]`, for `set_output_weights`; None for none.
 
     Raises:
         InvalidInputError: if something does not fit the model.
-        UnsupportedModelError: if a bias cannot be added, or layers cannot be fitted one after the other.
+        UnsupportedModelError: if layers cannot be fitted one after the other.
     """
     if name is None:
-        return lambda _model, _ffns: None
-    if name == "bias":
-        return partial(add_to_output_biases, biases=removed_means(model, units, kept, pruner.statistics()))
+        return None
     if name == "sequential":
-        weights = recover_in_turn(model, data, units, kept)
-    elif name == "lstsq":
-        weights = recover_lstsq(model, units, kept, moments())
-    elif name == "sketch":
-        squares = [measured.square for measured in pruner.statistics()]
-        weights = recover_sketch(model, units, kept, pruner.directions(), squares)
-    else:
-        weights = recover_fold(model, units, kept, pruner.statistics())
-    return partial(set_output_weights, weights=weights)
+        return recover_in_turn(model, data, units, kept)
+    if name == "lstsq":
+        return recover_lstsq(model, units, kept, moments() if moments else second_moments(model, data, units))
+    if name == "sketch":
+        sketches = [directions(layer) for layer in range(len(statistics))]
+        return recover_sketch(model, units, kept, sketches, [measured.square for measured in statistics])
+    return recover_fold(model, units, kept, statistics)
 
 
-def fit_by_layer(
-    name: str | None, pruner: "LOPPruner", kept: Sequence[torch.Tensor]
-) -> Callable[[int, torch.dtype], RowFit] | None:
+def check_by_rows(name: str | None) -> None:
+    """Refuse a recovery that cannot go from file to file.
+
+    Raises:
+        InvalidInputError: if it needs a model that runs.
+    """
+    if name in FROM_DATA:
+        raise InvalidInputError(
+            f'recover="{name}" runs the model on data, so it cannot go from file to file. Use "sketch", "fold" or None, or '
+            "prune in memory: without --stream, or without output_dir."
+        )
+
+
+def row_solver(
+    name: str | None,
+    kept: Sequence[torch.Tensor],
+    statistics: Sequence[Statistics],
+    directions: Callable[[int], torch.Tensor],
+) -> RowSolver | None:
     """Return what recovers output projections row by row, where no model is in memory.
 
     Args:
         name (`str`, *optional*): "sketch", "fold", or None for none.
-        pruner (`LOPPruner`): its statistics and sketch are used.
-        kept (`Sequence[torch.Tensor]`): the neurons to keep, one `[k] int64` per layer, ascending.
-
-    Returns:
-        `Callable`: given a layer and a dtype, returns what makes the new rows of its output projection from the old ones, in
-            that dtype. None for none.
+        kept (`Sequence[torch.Tensor]`): the columns to keep, one `[k] int64` per layer, ascending.
+        statistics (`Sequence[Statistics]`): of every layer.
+        directions (`Callable`): gives a layer's sketch B `[r, n] float32`; only called for "sketch".
 
     Raises:
-        InvalidInputError: if the recovery needs a model that runs, or adds weights.
+        InvalidInputError: if the recovery needs a model that runs.
     """
+    check_by_rows(name)
     if name is None:
         return None
-    reasons = {
-        **dict.fromkeys(FROM_DATA, "runs the model on data"),
-        "bias": "adds weights that the files do not have",
-    }
-    if name in reasons:
-        raise InvalidInputError(
-            f'recover="{name}" {reasons[name]}, so it cannot go from file to file. Use "sketch", "fold" or None, or prune in '
-            "memory: without --stream, or without output_dir."
-        )
-    statistics = pruner.statistics()
 
-    def fit(layer: int, dtype: torch.dtype) -> RowFit:
+    def solver(layer: int, dtype: torch.dtype) -> NewRows:
         if name == "fold":
-            return fold_rows(kept[layer], statistics[layer])
-        directions, square = pruner.directions_of(layer), statistics[layer].square
-        make = sketch_rows(directions, square, kept[layer], DAMPING, dtype, torch.device("cpu"))
-        return lambda rows: checked_fit(layer, make(rows))
+            return fold(kept[layer], statistics[layer])
+        new_rows = SketchSolver(directions(layer), statistics[layer].square, kept[layer], dtype).rows()
+        return lambda rows: check_finite(layer, new_rows(rows), sketched=True)
 
-    return fit
+    return solver
 
 
-def fit_prefixes(pruner: "LOPPruner") -> Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]:
+def prefix_solver(
+    statistics: Sequence[Statistics], directions: Callable[[int], torch.Tensor]
+) -> Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]:
     """Return what recovers the first columns of an output projection from a sketch, without the other columns.
 
     Args:
-        pruner (`LOPPruner`): of sorted neurons; its statistics and sketch are used.
+        statistics (`Sequence[Statistics]`): of every layer, of sorted neurons.
+        directions (`Callable`): gives a layer's sketch B `[r, n] float32`, of sorted neurons.
 
     Returns:
         `Callable`: given a layer, the columns `[d, k]` and the products of the whole projection with the sketch `[d, r]
         float32`, returns the new columns.
     """
-    statistics = pruner.statistics()
 
-    def fit(layer: int, weight: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
-        directions = pruner.directions_of(layer)
-        if products.shape[1] != len(directions):
+    def solver(layer: int, weight: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
+        sketch = directions(layer)
+        if products.shape[1] != len(sketch):
             raise CheckpointMismatchError(
                 f"The elastic repository has products of layer {layer} with {products.shape[1]} directions; its pruner has "
-                f"{len(directions)}. Make it anew with make_elastic."
+                f"{len(sketch)}. Make it anew with make_elastic."
             )
-        return checked_fit(layer, fit_sketch_prefix(weight, products, directions, statistics[layer].square))
+        kept = torch.arange(weight.shape[1])
+        new = SketchSolver(sketch, statistics[layer].square, kept, weight.dtype, weight.device).prefix(
+            weight, products
+        )
+        return check_finite(layer, new, sketched=True)
 
-    return fit
+    return solver

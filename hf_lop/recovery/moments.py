@@ -7,7 +7,7 @@ memory limit: all batches go through the layers of one group, and wait behind it
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,22 +15,12 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_lop.errors import InvalidInputError
+from hf_lop.learning.decoder.batches import Tokens
+from hf_lop.learning.decoder.door import at_the_door
 from hf_lop.learning.decoder.layers import LayerRuns
-from hf_lop.learning.decoder.replay import decoder_calls, first_tensor
-from hf_lop.learning.statistics import batch_size, to_device, token_mask
-from hf_lop.units.decoder import text_decoder
+from hf_lop.units.slice import watching
 from hf_lop.units.unit import Unit
 from hf_lop.units.views import shadow
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """A batch between two groups of layers: how to run the decoder on it, and the output of the last layer it passed."""
-
-    run: Callable[[], torch.Tensor]
-    samples: int
-    mask: torch.Tensor | None
-    output: Any = None
 
 
 def second_moments(
@@ -63,27 +53,32 @@ def second_moments(
     twin = shadow(model)
     bar = tqdm(desc="second moments", unit="batch")
     with bar, torch.inference_mode():
-        waiting = [_wait(twin, to_device({k: v for k, v in b.items() if k != "labels"}, twin)) for b in batches]
-        if not waiting:
-            raise InvalidInputError(
-                "No calibration batch was given, so there is nothing to fit to. Pass at least one."
-            )
+        waiting = at_the_door(twin, batches)
         runs = LayerRuns(twin, units)
-        layerwise = len(groups) > 1 and _runs_in_parts(runs, waiting[0])
+        layerwise = len(groups) > 1 and _runs_in_parts(runs, partial(waiting[0].run, twin))
+    passed: list[Any] = [None] * len(waiting)  # of every batch the output of the last layer that it went through
     bar.total = len(groups) * len(waiting)
     for group in groups:
         device = next(twin.parameters()).device
         place = device if device.type == "cuda" else torch.device("cpu")
-        grams = [torch.zeros(units[i].count, units[i].count, device=place) for i in group]  # no inference tensors
+        grams = [
+            torch.zeros(units[i].features, units[i].features, device=place) for i in group
+        ]  # no inference tensors
         with torch.inference_mode():
-            for entry in waiting:
-                with _adding(twin, [units[i] for i in group], grams, entry):
+            for index, batch in enumerate(waiting):
+                run = partial(batch.run, twin)
+
+                def add(layer: int, x: torch.Tensor, grams: Any = grams, tokens: Tokens = batch.tokens) -> None:
+                    rows = tokens.rows(x).to(grams[layer].device, torch.float32)
+                    grams[layer].addmm_(rows.T, rows)  # G += X^T X
+
+                with watching(twin, [units[i] for i in group], add):
                     if layerwise:
-                        skip = runs.skipping(group[0], entry.output) if group[0] else contextlib.nullcontext()
+                        skip = runs.skipping(group[0], passed[index]) if group[0] else contextlib.nullcontext()
                         with skip:
-                            entry.output = runs.until(group[-1], entry.run)
+                            passed[index] = runs.until(group[-1], run)
                     else:
-                        entry.run()
+                        run()
                 bar.update()
         while grams:
             yield grams.pop(0)
@@ -94,10 +89,10 @@ def _groups(units: Sequence[Unit], memory: int) -> list[list[int]]:
     groups: list[list[int]] = []
     left = 0
     for index, unit in enumerate(units):
-        needed = 4 * unit.count**2
+        needed = 4 * unit.features**2
         if needed > memory:
             raise InvalidInputError(
-                f"The second moments of the {unit.count} neurons of layer {index} take {needed:,} bytes; memory is "
+                f"The second moments of the {unit.features} neurons of layer {index} take {needed:,} bytes; memory is "
                 f"{memory:,}. Give it at least that."
             )
         if not groups or needed > left:
@@ -108,48 +103,6 @@ def _groups(units: Sequence[Unit], memory: int) -> list[list[int]]:
     return groups
 
 
-def _wait(model: Any, batch: dict[str, Any]) -> _Waiting:
-    """Bring a batch to the decoder's door."""
-    calls, _ = decoder_calls(model, batch, enter=False)
-    decoder, samples = text_decoder(model), batch_size(batch)
-    if decoder is model or len(calls) != 1:
-        return _Waiting(lambda: first_tensor(model(**batch, use_cache=False)), samples, _mask(batch))
-    args, kwargs = calls[0]
-    return _Waiting(lambda: first_tensor(decoder(*args, **kwargs)), samples, _mask(batch))
-
-
-def _mask(batch: dict[str, Any]) -> torch.Tensor | None:
-    name = "decoder_attention_mask" if "decoder_input_ids" in batch else "attention_mask"
-    return token_mask(batch, batch[name].shape[-1]) if batch.get(name) is not None else None
-
-
-def _runs_in_parts(runs: LayerRuns, entry: _Waiting) -> bool:
-    result, outputs = runs.record(entry.run)
-    return runs.skips_exactly(entry.run, result, outputs) and runs.rank == sorted(runs.rank)
-
-
-@contextlib.contextmanager
-def _adding(model: nn.Module, units: Sequence[Unit], grams: Sequence[torch.Tensor], entry: _Waiting) -> Iterator[None]:
-    """Add the activations of one batch to the second moments while the context lasts."""
-
-    def add_to(gram: torch.Tensor) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            x = args[0].reshape(entry.samples, -1, args[0].shape[-1])
-            if entry.mask is not None and entry.mask.shape[1] != x.shape[1]:
-                raise InvalidInputError(
-                    f"The decoder sees {x.shape[1]} tokens per sample, the attention mask {entry.mask.shape[1]}: padding "
-                    "cannot be told apart from tokens. Use batches of one sample, or of samples of equal length."
-                )
-            rows = (x.flatten(0, 1) if entry.mask is None else x[entry.mask]).to(gram.device, torch.float32)
-            gram.addmm_(rows.T, rows)
-
-        return hook
-
-    handles = [
-        unit.modules(model)[1].register_forward_pre_hook(add_to(gram)) for unit, gram in zip(units, grams, strict=True)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _runs_in_parts(runs: LayerRuns, run: Callable[[], torch.Tensor]) -> bool:
+    result, outputs = runs.record(run)
+    return runs.skips_exactly(run, result, outputs) and runs.rank == sorted(runs.rank)

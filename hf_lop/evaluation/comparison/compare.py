@@ -6,7 +6,7 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from hf_lop.errors import InvalidInputError
+from hf_lop.evaluation.comparison.bias import add_to_output_biases, removed_means
 from hf_lop.evaluation.comparison.table import Comparison, Key, Row, Rows
-from hf_lop.learning.data import fingerprint
-from hf_lop.learning.decoder.replay import IGNORED, record_batches
+from hf_lop.learning.data import IGNORED, fingerprint
+from hf_lop.learning.decoder.replay import record_batches
 from hf_lop.learning.divergence import DenseTop
 from hf_lop.learning.processes import launched
 from hf_lop.learning.rewards import REWARDS, Score, _by_sample, _ratio
@@ -27,7 +28,8 @@ from hf_lop.planning.plan import Plan, plan_budget
 from hf_lop.pruner.fit import Batches
 from hf_lop.pruner.methods import METHODS, check_method, choose, cold_seconds, usable_methods
 from hf_lop.pruner.pruner import LOPPruner
-from hf_lop.recovery.choose import FROM_DATA, RECOVERIES, choose_recovery, fit_recovery
+from hf_lop.recovery.by_layer import set_output_weights
+from hf_lop.recovery.choose import FROM_DATA, RECOVERIES, choose_recovery, recovered_weights
 from hf_lop.recovery.moments import second_moments
 from hf_lop.units.measure import measure_size
 from hf_lop.units.size import ModelSize
@@ -63,7 +65,7 @@ def compare(
         report (`Iterable[Mapping]`): batches that no pruner was calibrated or searched on. With `labels` only answers count.
         ratios (`Sequence[float]`): target ratios R, in (0, 1).
         methods (`Sequence[str]`, *optional*): of `METHODS`; by default all that every pruner can cut by.
-        recover (`Sequence`): of None and `RECOVERIES`: "sequential", "lstsq", "sketch", "fold", "bias". None is the default, so that
+        recover (`Sequence`): of None and `RECOVERIES`, "sequential", "lstsq", "sketch", "fold", and "bias", FLAP's own. None is the default, so that
             methods are compared as they are. Biases are not among the parameters counted.
         data (`Iterable[Mapping]`, *optional*): batches for "sequential" and "lstsq", none of them a report batch.
         rewards (`Sequence[str]`): of `REWARDS`.
@@ -132,9 +134,7 @@ def compare(
         start = time.perf_counter()
         plan, kept = _prepare(pruner, model, units, size, method, ratio)
         seconds = time.perf_counter() - start
-        write = fit_recovery(recovery, pruner, model, units, kept, moments, data or ())
-        pruned: PreTrainedModel = copy.deepcopy(model).eval()
-        write(pruned, slice_units(pruned, kept))
+        pruned = _pruned(recovery, pruner, model, units, kept, data, moments)
         rows.add(Row.of(key, judge(pruned), plan.widths, size, seconds, cold_seconds(method, pruner.config)))
     return Comparison(tuple(rows.known[key] for key in wanted), rows.settings)
 
@@ -210,6 +210,30 @@ def _prepare(
     return plan, [neurons[:width] for neurons, width in zip(order, plan.widths, strict=True)]
 
 
+def _pruned(
+    recovery: str | None,
+    pruner: LOPPruner,
+    model: PreTrainedModel,
+    units: Sequence[Unit],
+    kept: Sequence[torch.Tensor],
+    data: Sequence[Mapping[str, Any]],
+    moments: Callable[[], Iterable[torch.Tensor]],
+) -> PreTrainedModel:
+    """Cut a copy of the model, and recover it."""
+    statistics, weights, biases = pruner.statistics(), None, None
+    if recovery == "bias":
+        biases = removed_means(model, units, kept, statistics)
+    else:
+        weights = recovered_weights(recovery, model, units, kept, statistics, pruner.directions_of, data, moments)
+    pruned: PreTrainedModel = copy.deepcopy(model).eval()
+    cut = slice_units(pruned, kept)
+    if weights is not None:
+        set_output_weights(pruned, cut, weights)
+    if biases is not None:
+        add_to_output_biases(pruned, cut, biases)
+    return pruned
+
+
 class _Judge:
     """Several rewards at once, of any model that was cut from the recorded one: one run of its decoder gives them all."""
 
@@ -253,7 +277,7 @@ def check_arguments(
         "pruners": (pruners, None),
         "ratios": (ratios, None),
         "methods": (methods, METHODS),
-        "recover": (recover, (None, *RECOVERIES)),
+        "recover": (recover, (None, *RECOVERIES, "bias")),
         "rewards": (rewards, REWARDS),
     }
     for name, (values, choices) in known.items():

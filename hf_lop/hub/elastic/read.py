@@ -10,7 +10,7 @@ from hf_lop.hub.elastic.write import PRODUCTS, TRANSPOSED
 from hf_lop.hub.read.checkpoint import Shards
 from hf_lop.hub.read.files import Files
 from hf_lop.hub.read.stored import StoredPieces
-from hf_lop.recovery.solve import RowFit, fit_rows
+from hf_lop.recovery.solve import RowSolver, in_blocks
 
 
 class _Inside:
@@ -59,7 +59,7 @@ class Fits(NamedTuple):
         prefix (`Callable`): from its first columns, `[d, k]`, and its products with the sketch, `[d, r] float32`.
     """
 
-    whole: Callable[[int, torch.dtype], RowFit]
+    whole: RowSolver
     prefix: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -106,7 +106,7 @@ def read_prefix(
     is_prefix = not turned or (extra is not None and extra.shape[0] >= length and entry.is_prefix)
     if fits is not None and entry.output and not (is_prefix and name + PRODUCTS in transposed.places):
         dense = main.rows(name)
-        fitted = fit_rows(fits.whole(entry.layer, dense.dtype), dense if turned else dense.T)
+        fitted = in_blocks(fits.whole(entry.layer, dense.dtype), dense if turned else dense.T)
         return fitted if turned else fitted.T
     if turned and is_prefix:
         found = transposed.rows(name, 0, length).T

@@ -1,6 +1,6 @@
 """What the files of a pruned model will hold, known from the files of the dense one before a weight is read."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -9,11 +9,10 @@ from hf_lop.errors import UnsupportedModelError
 from hf_lop.hub.read.checkpoint import Shards
 from hf_lop.hub.read.skeleton import Skeleton
 from hf_lop.hub.write.tensors import Output
-from hf_lop.recovery.solve import RowFit
+from hf_lop.recovery.solve import RowSolver
 from hf_lop.units.slice import check_kept, slice_units
 from hf_lop.units.unit import Unit, entries
 
-Fit = Callable[[int, torch.dtype], RowFit]
 IN_MEMORY = "Prune it in memory: without --stream, or without output_dir."
 
 
@@ -30,7 +29,7 @@ def stored_output_weight(skeleton: Skeleton, shards: Shards, unit: Unit) -> torc
 
 
 def pruned_outputs(
-    skeleton: Skeleton, units: Sequence[Unit], kept: Sequence[torch.Tensor], fit: Fit | None
+    skeleton: Skeleton, units: Sequence[Unit], kept: Sequence[torch.Tensor], fit: RowSolver | None
 ) -> list[Output]:
     """Cut a model without weights, and return the tensors that it is saved as, in the order in which they are.
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save
 
 from hf_lop.hub.read.safetensors import LENGTH, Place, parse_json
-from hf_lop.recovery.solve import ROWS, RowFit, fit_rows
+from hf_lop.recovery.solve import ROWS, NewRows, in_blocks
 from hf_lop.units.gather import gather
 
 BLOCK = 2**22  # bytes that are read at a time
@@ -56,7 +56,7 @@ class Output:
     source: str
     axis: int | None = None
     kept: torch.Tensor | None = None
-    fit: Callable[[], RowFit] | None = None
+    fit: Callable[[], NewRows] | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -139,7 +139,7 @@ class Cutter:
         assert output.fit is not None
         fit, rows = output.fit(), self.tensors.places[output.source].shape[0]
         if output.axis == 0:
-            return fit_rows(fit, self.tensors.rows(output.source).to(output.dtype).T).T.contiguous()
+            return in_blocks(fit, self.tensors.rows(output.source).to(output.dtype).T).T.contiguous()
         fitted = torch.empty(output.shape, dtype=output.dtype)
         for start in range(0, rows, ROWS):
             part = self.tensors.rows(output.source, start, min(start + ROWS, rows))

@@ -4,7 +4,6 @@ Image features are merged into the decoder's input already, so the vision tower 
 whatever is asked of the decoder afterwards. Only the predictions that count are computed behind it.
 """
 
-import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -15,12 +14,14 @@ import torch
 from torch import nn
 
 from hf_lop.errors import InvalidInputError
+from hf_lop.learning.data import IGNORED
+from hf_lop.learning.decoder.batches import Tokens, model_inputs, to_device
+from hf_lop.learning.decoder.door import decoder_calls, first_tensor, only_call
 from hf_lop.learning.processes import Processes
-from hf_lop.learning.statistics import evaluating, to_device, token_mask
+from hf_lop.learning.statistics import evaluating
 from hf_lop.units.decoder import text_decoder
 
 Way = Literal["projection", "head", "model"]
-IGNORED = -100  # label of a token that does not count, as everywhere in transformers
 _log = logging.getLogger(__name__)
 
 
@@ -115,12 +116,6 @@ _WAYS: dict[Way, Callable[[Recorded, Any], torch.Tensor]] = {
 }
 
 
-def first_tensor(output: Any) -> torch.Tensor:
-    """The hidden states of a module's output: a tensor, a tuple or a `ModelOutput`."""
-    hidden: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
-    return hidden
-
-
 def predictions(batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """Find the predictions that count.
 
@@ -140,34 +135,11 @@ def predictions(batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     if labels is not None and encoder_decoder:
         return labels != IGNORED, labels
     real = torch.ones_like(ids, dtype=torch.bool)
-    if labels is None and (mask := token_mask(batch, ids.shape[1])) is not None:
+    if labels is None and (mask := Tokens.of(batch).mask_of(ids.shape[1])) is not None:
         real = mask
     following = (labels if labels is not None else ids.masked_fill(~real, IGNORED))[:, 1:]
     targets = nn.functional.pad(following, (0, 1), value=IGNORED)
     return (targets != IGNORED if labels is not None else real), targets
-
-
-class _AtTheDoor(Exception):
-    """Ends a forward pass where the text decoder would start."""
-
-
-def decoder_calls(model: Any, batch: dict[str, Any], *, enter: bool) -> tuple[list[Any], Any]:
-    """Run a model; return the calls of its text decoder and its output, or stop where the decoder would be entered."""
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    def note(_decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append((args, kwargs))
-        if not enter:
-            raise _AtTheDoor
-
-    handle = text_decoder(model).register_forward_pre_hook(note, with_kwargs=True)
-    output = None
-    try:
-        with contextlib.suppress(_AtTheDoor):
-            output = model(**batch, use_cache=False)
-    finally:
-        handle.remove()
-    return calls, output
 
 
 def nearly_equal(replayed: torch.Tensor, dense: torch.Tensor) -> bool:
@@ -254,12 +226,12 @@ def record_batches(
 def _record(model: Any, batch: dict[str, Any], way: Way | None) -> Recorded:
     where, targets = predictions(batch)
     sample, position = where.nonzero(as_tuple=True)
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    inputs = model_inputs(batch, model)
     entry = Recorded("model", inputs, (), {}, sample, position, targets[where], batch.get("labels") is not None)
     if way != "model":
         calls, output = decoder_calls(model, inputs, enter=way is None)
-        if len(calls) == 1 and text_decoder(model) is not model:
-            trial = replace(entry, args=calls[0][0], kwargs=calls[0][1])
+        if (call := only_call(model, calls)) is not None:
+            trial = replace(entry, args=call[0], kwargs=call[1])
             way = way or _choose_way(trial, model, output.logits[sample, position])
             entry = entry if way == "model" else replace(trial, way=way, batch={})
         elif way is None:

@@ -1,0 +1,80 @@
+"""Batches of model inputs: what of them a model is given, and which tokens its decoder sees are real."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_lop.errors import InvalidInputError
+
+
+def to_device(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Move a batch to the device of the model's first parameter."""
+    device = next(model.parameters()).device
+    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+
+
+def model_inputs(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Return a batch on the model's device without its labels, with which the model would compute a loss."""
+    return to_device({key: value for key, value in batch.items() if key != "labels"}, model)
+
+
+def check_any(count: int) -> None:
+    """Refuse calibration on no batch."""
+    if not count:
+        raise InvalidInputError(
+            "No calibration batch was given, so there is nothing to measure or to fit to. Pass at least one."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Which of the tokens that a decoder sees in a batch are real.
+
+    Attributes:
+        samples (`int`): B, samples of the batch.
+        mask (`torch.Tensor`, *optional*): `[B, T] bool`, False at padding; None where nothing is padded.
+    """
+
+    samples: int
+    mask: torch.Tensor | None
+
+    @classmethod
+    def of(cls, batch: Mapping[str, Any]) -> "Tokens":
+        """Read them from a batch of model inputs.
+
+        Raises:
+            InvalidInputError: if the batch has no inputs of a decoder.
+        """
+        mask = batch.get("decoder_attention_mask" if "decoder_input_ids" in batch else "attention_mask")
+        padded = mask is not None and not bool(mask.all())
+        for key in ("decoder_input_ids", "input_ids", "inputs_embeds", "attention_mask"):
+            if batch.get(key) is not None:
+                return cls(len(batch[key]), mask.bool() if padded and mask is not None else None)
+        raise InvalidInputError(f"A batch needs input_ids or inputs_embeds; this one has {sorted(batch)}.")
+
+    def mask_of(self, length: int) -> torch.Tensor | None:
+        """Return the mask, if it fits samples of this many tokens.
+
+        Raises:
+            InvalidInputError: if it does not, so that nobody knows which tokens are padding.
+        """
+        if self.mask is not None and self.mask.shape[-1] != length:
+            raise InvalidInputError(
+                f"The decoder sees {length} tokens per sample, the attention mask {self.mask.shape[-1]}: padding cannot be "
+                "told apart from tokens. Use batches of one sample, or of samples of equal length."
+            )
+        return self.mask
+
+    def split(self, x: torch.Tensor) -> torch.Tensor:
+        """Return activations `[..., n]`, of which some models flatten the first axes, as `[B, T, n]`."""
+        x = x.reshape(self.samples, -1, x.shape[-1])
+        self.mask_of(x.shape[1])
+        return x
+
+    def rows(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the activations `[tokens, n]` of real tokens, from those of all, `[..., n]`."""
+        x = self.split(x)
+        return x.flatten(0, 1) if self.mask is None else x[self.mask]
