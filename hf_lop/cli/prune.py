@@ -47,7 +47,7 @@ def prune(
         str,
         typer.Option(
             help="What lets the kept neurons do the removed ones' work: sketch (least squares without data), fold (their "
-            "mean), bias (FLAP's, adds parameters), none, or auto: sketch where the pruner has one."
+            "mean), none, or auto: sketch where the pruner has one."
         ),
     ] = "auto",
     strict: Annotated[bool, typer.Option("--strict", help="Refuse another commit of the base model.")] = False,

@@ -148,6 +148,7 @@ class _Block(nn.Module):
         It equals `forward` on the positions given so far and remembers their keys and values. `like` is `[B, L, D]`.
         """
         batch, length, dim = like.shape
+        # The cache: q, k, v of position t are row t, written once; query, key and value are views [B, heads, L, D / heads] of it.
         rows = like.new_empty(length, batch, 3 * dim)
         query, key, value = rows.view(length, batch, 3, self.heads, -1).permute(2, 1, 3, 0, 4)
         # A step takes as long as starting its operations does, so attribute access and copies are kept out of it.
@@ -156,7 +157,9 @@ class _Block(nn.Module):
         projection, shape, slots = qkv.t(), (dim,), rows.unbind()
 
         def step(x: Tensor, position: int) -> Tensor:
+            # [q_t k_t v_t] = norm(x_t) W^T + b, into the cache
             torch.addmm(qkv_bias, F.layer_norm(x, shape, norm_in, norm_in_bias), projection, out=slots[position])
+            # softmax(q_t K_{0..t}^T / sqrt(D / heads)) V_{0..t}: later positions are not written yet, so no mask is needed
             keys, values = key.narrow(2, 0, position + 1), value.narrow(2, 0, position + 1)
             mixed = F.scaled_dot_product_attention(query.narrow(2, position, 1), keys, values)
             x = x + F.linear(mixed.reshape(batch, dim), out, out_bias)

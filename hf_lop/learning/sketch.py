@@ -58,8 +58,10 @@ class Sketch:
     def of(cls, directions: torch.Tensor) -> "Sketch":
         """Store directions `[r, n]`, r even."""
         rows = len(directions)
+        # (Q B)^T (Q B) = B^T B, and a neuron's r numbers, which fall off steeply in B, are all alike in Q B.
         rotated = (_rotation(rows).T @ directions.double().cpu()).T
         scale = (STEP * rotated.square().mean(1).sqrt()).float()
+        # Cell i of -8 to 7 is [i s, (i + 1) s), s the scale; it is read as its middle, (i + 1/2) s.
         levels = (rotated / scale.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1)).floor().clamp(-8, 7)
         codes = (levels + 8).to(torch.uint8)
         return cls(codes[:, 0::2] | codes[:, 1::2] << 4, scale)
@@ -73,6 +75,7 @@ class Sketch:
 def _rotation(size: int) -> torch.Tensor:
     """A random rotation `[size, size] float64`, always the same."""
     normal = torch.randn(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
+    # The seed is the size: the rotation needs no place in the file, as only B^T B is read from it.
     rotation: torch.Tensor = torch.linalg.qr(normal).Q
     return rotation
 
@@ -104,7 +107,7 @@ class Sketcher:
         tokens = (x.flatten(0, 1) if mask is None else x[mask]).float()
         test = self._tests[tokens.shape[1]] = self._tests[tokens.shape[1]].to(tokens.device)
         total = self._sums[layer] = self._sums[layer].to(tokens.device)
-        total.addmm_(tokens.T, tokens @ test)
+        total.addmm_(tokens.T, tokens @ test)  # Y += X^T (X O): p n numbers, where G has n^2
         self.samples[layer] += len(x)
         self.tokens[layer] += len(tokens)
 
@@ -134,18 +137,23 @@ class Sketcher:
 
     def _leading(self, products: torch.Tensor, square: torch.Tensor) -> torch.Tensor:
         """Return the directions of one layer from Y `[n, p]` and the diagonal of G."""
-        unit = square.sqrt()
+        unit = square.sqrt()  # root mean square u of every neuron: loud neurons must not decide which directions lead
         inverse = torch.where(unit > 0, 1 / unit, 0.0)
         test = self._tests[len(products)].cpu().double()
         core = test.T @ products
         if len(core) == len(unit):  # G itself
+            # U^-1 G U^-1 = V diag(values) V^T, ascending: correlations; their leading part is the sketch
             values, vectors = torch.linalg.eigh((core + core.T) / 2 * inverse * inverse[:, None])
             leading = values[-self.rows :].clamp_min(0).sqrt() * vectors[:, -self.rows :]
         else:
+            # Nyström: G ~ Y (O^T Y)^+ Y^T, and O^T Y = V diag(values) V^T, so that U^-1 G U^-1 ~ F F^T with
+            # F = U^-1 Y V diag(values)^-1/2, without what only rounding has made of small values.
             values, vectors = torch.linalg.eigh((core + core.T) / 2)
             real = values > RESOLUTION * values[-1].clamp_min(torch.finfo(torch.float32).tiny)
             factor = inverse[:, None] * (products @ vectors[:, real]) / values[real].sqrt()  # G ~ factor factor^T
+            # F R, R the eigenvectors of F^T F `[p, p]`: its columns are those of F F^T `[n, n]`, times their singular values
             leading = factor @ torch.linalg.eigh(factor.T @ factor).eigenvectors[:, -self.rows :]
         directions = torch.zeros(self.rows, len(unit), dtype=torch.float64)
+        # B = (U leading)^T, the most important direction first
         directions[: leading.shape[1]] = (leading * unit[:, None]).T.flip(0)
         return directions.float()

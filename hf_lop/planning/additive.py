@@ -65,6 +65,7 @@ def additive_plans(
     if not 0 < limit <= probes[-1]:
         raise InvalidInputError(f"max_ratio is {limit}; it must lie in (0, {probes[-1]:g}], the probed range.")
 
+    # Layer l may lose j = 0, 1, ... counts_l quanta; a target R loses `removed` of them in all layers together.
     quantum = step * max(dense.min(), dense.mean() / 8)
     # The small constant keeps a count that is whole in exact arithmetic, such as 0.3 / 0.1, from falling below it.
     counts = (limit * dense / quantum + 1e-9).astype(np.int64)
@@ -76,6 +77,7 @@ def additive_plans(
         )
     grids = [np.arange(count + 1) * quantum / width for count, width in zip(counts, dense, strict=True)]
     alone, among = (_curves(found, probes, grids) for found in (losses, within))
+    # s = min(1, R / (2 context)); the damage that a target sees is (1 - s) D_l + s D_l'
     shares = np.minimum(1, goals / (2 * context)) if around is not None else np.zeros(goals.size)
     chosen = np.empty((goals.size, dense.size), dtype=np.int64)
     for share in np.unique(shares):  # one table serves all targets that see the same damage
@@ -127,11 +129,13 @@ def _curves(damage: Floats, probes: Floats, grids: list[Floats]) -> list[Floats]
     """Damage of every layer at the ratios of its grid, from probes `[L, P]`."""
     rising = np.maximum.accumulate(np.pad(damage, ((0, 0), (1, 0))), axis=1)
     knots = np.pad(probes, (1, 0))
+    # sqrt(D) is linear between probes, so D is convex there and splits between layers pay
     return [np.interp(grid, knots, np.sqrt(row)) ** 2 for grid, row in zip(grids, rising, strict=True)]
 
 
 def _allocate(options: list[Floats], totals: NDArray[np.int64]) -> NDArray[np.int64]:
     """Choose entries j_l of `options[l]` that add up to each of `totals` `[T]` at the least damage: `[T, L]`."""
+    # best_l(s) = min_j best_{l-1}(s - j) + D_l(j), best_0 = 0 at s = 0 only
     size = int(totals.max()) + 1
     best = np.full(size, np.inf)
     best[0] = 0.0
@@ -142,7 +146,7 @@ def _allocate(options: list[Floats], totals: NDArray[np.int64]) -> NDArray[np.in
         sums = np.lib.stride_tricks.sliding_window_view(padded, option.size)[:, ::-1] + option
         choices.append(sums.argmin(axis=1))
         best = sums[np.arange(size), choices[-1]]
-    left = totals.copy()
+    left = totals.copy()  # backwards: layer l took the j that best_l chose, the earlier layers the rest
     chosen = np.empty((totals.size, len(options)), dtype=np.int64)
     for layer in reversed(range(len(options))):
         chosen[:, layer] = choices[layer][left]

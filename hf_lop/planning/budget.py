@@ -69,6 +69,7 @@ def project(
         return dense
     if budget < price @ lowest:
         raise _infeasible(budget, float(price @ lowest))
+    # Real widths n_l clip(1 - r_l + t, floor, 1) that cost the budget exactly, then rounded down to blocks.
     wanted = _water_fill(keep, lowest / dense, price * dense, float(budget)) * dense
     widths = np.maximum(wanted.astype(np.int64) // block * block, lowest)
     widths = np.where(wanted >= dense, dense, widths)
@@ -124,7 +125,7 @@ def bisect_budget(
     if not best_cost <= budget:
         raise _infeasible(budget, best_cost)
     top = math.ceil((highest - lowest) / stride)
-    fits, exceeds = 0, top
+    fits, exceeds = 0, top  # invariant: cost(fits) <= budget < cost(exceeds)
     while exceeds - fits > 1:
         middle = (fits + exceeds) // 2
         widths = plan_for(lowest + middle * stride)
@@ -161,6 +162,7 @@ def parse_bytes(size: str | float) -> int:
 
 def _water_fill(keep: Floats, floor: Floats, weights: Floats, budget: float) -> Floats:
     """Return clip(keep + t, floor, 1) for the offset t at which the weighted sum equals `budget`."""
+    # S(t) = sum_l w_l clip(k_l + t, f_l, 1) = budget. S never falls, so there is one level of water.
     # The sum is piecewise linear in t, with kinks where a layer meets a bound: interpolation between kinks is exact.
     kinks = np.sort(np.concatenate([floor - keep, 1 - keep]))
     sums = np.clip(keep + kinks[:, None], floor, 1) @ weights

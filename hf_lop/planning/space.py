@@ -45,6 +45,8 @@ def project_ratios(
         raise InvalidInputError(f"max_ratio is {max_ratio!r}; it must lie in [0, 1].")
     if target * dense.sum() > limit @ dense * (1 + 1e-12):
         raise _out_of_reach(target, float(limit @ dense / dense.sum()))
+    # In keep-fractions k = 1 - r the set is 1 - max_ratio <= k <= 1, sum(n_l k_l) = (1 - R) sum(n_l). Stationarity of
+    # sum n_l (k_l - wanted_l)^2 / 2 - t sum n_l k_l gives k_l = wanted_l + t, clipped: n_l cancels, t is common.
     return 1 - _water_fill(1 - wanted, 1 - limit, dense, float((1 - target) * dense.sum()))
 
 
@@ -90,6 +92,7 @@ class SearchSpace:
     def project(self, ratios: ArrayLike) -> Floats:
         """Find a candidate next to any ratios `[L]` float: their nearest point, then whole blocks. Returns `[L] float64`."""
         dense = np.asarray(self.dense_widths)
+        # Least widths: whole blocks above (1 - max_ratio) n_l, at least one, at most n_l.
         blocks = np.ceil(np.round((1 - self.max_ratio) * dense, 6) / self.round_to)
         least = np.minimum(np.maximum(blocks, 1) * self.round_to, dense)
         if self.kept < least.sum():

@@ -201,8 +201,7 @@ class LOPPruner(PreTrainedModel):
             recover (`str`, *optional*): let the output projections take over what the removed neurons did: "sequential", least
                 squares on `data`, layer after layer, each fitted to what is missing behind it; "lstsq", least squares on
                 `data`, every layer by itself; "sketch", the same on this pruner's sketch of the activations; "fold", their
-                mean, from the stored statistics; "bias", the same as FLAP does it, as biases, which the architecture may not
-                have: they come on top of the budget, and only hf_lop or `trust_remote_code=True` loads them; or None. The
+                mean, from the stored statistics; or None. The
                 default, "auto", is "sequential" with `data` ("lstsq" where the layers do not allow that), else "sketch" if there
                 is one, else None. `config.pruning_config["recovery"]` says which it was.
             data (`Iterable[Mapping]`, *optional*): batches of model inputs like those the model shall work on.
@@ -210,7 +209,7 @@ class LOPPruner(PreTrainedModel):
             output_dir (`str` or `Path`, *optional*): new or empty folder; with it, `model` must be a Hub id or folder, and is
                 cut from file to file. The folder is the one that `prune(model, ...).save_pretrained(output_dir)` writes, byte
                 by byte, but no weight is held in memory longer than it takes to copy it. It appears when it is complete; the
-                same call goes on where one was killed. Recoveries that read data, and "bias", need the model
+                same call goes on where one was killed. Recoveries that read data need the model
                 in memory.
 
         Returns:
@@ -219,7 +218,7 @@ class LOPPruner(PreTrainedModel):
             layer; `save_pretrained` and `push_to_hub` write everything needed to load it anywhere.
 
         Raises:
-            UnsupportedModelError: if the model cannot be pruned, or given a bias.
+            UnsupportedModelError: if the model cannot be pruned.
             CheckpointMismatchError: if this pruner was made for another model.
             InvalidInputError: if the budget is out of range, `method` or `recover` is unknown, the pruner was not fitted for
                 the method, or `recover` needs what is not there.

@@ -233,7 +233,7 @@ class TestMistakes:
 
 
 def test_prune_recovers_by_default_and_says_so(tmp_path):
-    expected = {"auto": "sketch", "none": None, "bias": "bias", "fold": "fold"}
+    expected = {"auto": "sketch", "none": None, "fold": "fold"}
     for recover, recovery in expected.items():
         command = ["prune", demo.MODEL_DIR, "--pruner", demo.PRUNER_DIR, "--ratio", 0.5, "--out", tmp_path / recover]
         command += ["--recover", recover] if recover != "auto" else []
@@ -244,6 +244,11 @@ def test_prune_recovers_by_default_and_says_so(tmp_path):
 
 def test_a_recovery_that_cannot_be_done_is_refused(monkeypatch, capsys, folders, tmp_path):
     command = ["prune", folders / "dense", "--pruner", folders / "pruner", "--ratio", 0.5, "--out", tmp_path / "out"]
-    for recover, words in (("lstsq", "needs data"), ("sketch", "no sketch"), ("lora", "choose")):
+    for recover, words in (
+        ("lstsq", "needs data"),
+        ("bias", "moved to the comparison"),
+        ("sketch", "no sketch"),
+        ("lora", "choose"),
+    ):
         assert words in fails(monkeypatch, capsys, *command, "--recover", recover)
     assert not (tmp_path / "out").exists()

@@ -337,7 +337,7 @@ def test_killed_at_any_moment(demo_pruner, tmp_path, seed):
         ({"ratio": 1.5}, InvalidInputError, "ratio"),
         ({"ratio": 0.999}, InfeasibleBudgetError, "ratio"),
         ({"ratio": 0.3, "recover": "lstsq"}, InvalidInputError, "needs data"),
-        ({"ratio": 0.3, "recover": "bias"}, InvalidInputError, "cannot go from file to file"),
+        ({"ratio": 0.3, "recover": "bias"}, InvalidInputError, "moved to the comparison"),
         ({"ratio": 0.3, "data": []}, InvalidInputError, "data cannot be given"),
     ],
 )

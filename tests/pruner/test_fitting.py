@@ -13,7 +13,8 @@ from hf_lop.errors import InvalidInputError
 from hf_lop.learning.data import fingerprint, model_batches, read_rows, split_rows
 from hf_lop.learning.pairs import training_pairs
 from hf_lop.pruner.pruner import LOPPruner
-from hf_lop.recovery.choose import fit_recovery
+from hf_lop.recovery.by_layer import set_output_weights
+from hf_lop.recovery.choose import recovered_weights
 from hf_lop.units.slice import prunable_units, slice_units
 from tests.conftest import slow, text_batches
 
@@ -168,7 +169,8 @@ def test_training_pairs_pass_through_the_rows():
 FIT = """
 import os, random, shutil, signal, sys, time
 from hf_lop.pruner.pruner import LOPPruner
-from hf_lop.recovery.choose import fit_recovery
+from hf_lop.recovery.by_layer import set_output_weights
+from hf_lop.recovery.choose import recovered_weights
 from tests.conftest import build
 from tests.pruner.test_fitting import fit
 
@@ -228,8 +230,10 @@ def test_candidates_are_judged_as_prune_leaves_them(built, kind):
         model = copy.deepcopy(built[kind])
         units = prunable_units(model)
         kept = [order[:width] for order, width in zip(found.order(), widths, strict=True)]
-        write = fit_recovery(recover, found, model, units, kept, list)
-        write(model, slice_units(model, kept))
+        weights = recovered_weights(recover, model, units, kept, found.statistics(), found.directions_of)
+        cut = slice_units(model, kept)
+        if weights is not None:
+            set_output_weights(model, cut, weights)
         with torch.no_grad():
             logits = torch.cat([model(**batch).logits[:, :-1].flatten(0, 1) for batch in search])
         ids = torch.cat([batch["input_ids"][:, 1:].flatten() for batch in search])

@@ -9,10 +9,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from hf_lop.errors import InvalidInputError, UnsupportedModelError
+from hf_lop.evaluation.comparison.bias import add_to_output_biases, removed_means
 from hf_lop.learning.statistics import collect_statistics
+from hf_lop.planning.plan import plan_budget
+from hf_lop.pruner.methods import choose
 from hf_lop.pruner.pruner import LOPPruner
-from hf_lop.recovery.by_layer import add_to_output_biases, removed_means
 from hf_lop.recovery.choose import RECOVERIES, choose_recovery
+from hf_lop.units.kinds import find_units
+from hf_lop.units.measure import measure_size
 from hf_lop.units.slice import output_weight, prunable_units, slice_units
 from tests.conftest import CONFIGS, slow, text_batches
 from tests.recovery.test_recovery import activations, some_kept
@@ -47,8 +51,8 @@ torch.save(model(**torch.load(out)).logits, out)
         ("sketch", True, True, "reads no data"),
         ("fold", False, True, "fold"),
         ("fold", True, True, "reads no data"),
-        ("bias", False, False, "bias"),
-        ("bias", True, False, "reads no data"),
+        ("bias", False, False, "moved to the comparison"),
+        ("bias", True, False, "moved to the comparison"),
         ("none", False, False, "choose"),
         (True, False, True, "choose"),
     ],
@@ -102,12 +106,28 @@ def test_the_bias_keeps_the_mean_output(built, kind):
     assert getattr(text, "pruned_ffn_output_bias", False) is not had
 
 
+def prune_with_bias(pruner, model, ratio):
+    """What `prune(method="flap", recover="bias")` of versions before made of a model."""
+    dense = copy.deepcopy(model)
+    pruned = pruner.prune(model, ratio, method="flap", recover=None)
+    units = prunable_units(dense)
+    ratios, order = choose("flap", pruner, dense, units)
+    size = measure_size(dense, units)
+    weight = output_weight(dense, units[0])
+    plan = plan_budget(ratios, size, {"ratio": ratio}, round_to=1, device=weight.device, dtype=weight.dtype)
+    kept = [neurons[:width] for neurons, width in zip(order, plan.widths, strict=True)]
+    biases = removed_means(dense, units, kept, pruner.statistics())
+    add_to_output_biases(pruned, find_units(pruned), biases)
+    pruned.config.pruning_config["recovery"] = "bias"
+    return pruned
+
+
 def biased(name, tmp_path, builder=tiny_model, dtype=torch.float32):
     """A model pruned with FLAP's bias, saved; with its logits."""
     model = builder(name).to(dtype)
     batch = tiny_inputs(name) if builder is tiny_model else text_batches(1)[0]
     made = LOPPruner.fit(model, [batch, batch], [batch], sketch_rows=0, predictor="mlp")
-    pruned = made.prune(model, 0.4, method="flap", recover="bias")
+    pruned = prune_with_bias(made, model, 0.4)
     assert pruned.config.pruning_config["recovery"] == "bias"
     pruned.save_pretrained(tmp_path)
     with torch.inference_mode():
@@ -159,7 +179,8 @@ def test_a_projection_that_takes_no_bias_is_refused_unchanged(pruner, llama):
     module = llama.model.layers[2].mlp.down_proj
     del module._parameters["bias"]
     module.bias = None  # now an ordinary attribute
+    units = prunable_units(llama)
     with pytest.raises(UnsupportedModelError, match="cannot be given a bias"):
-        pruner.prune(llama, 0.5, recover="bias")
+        removed_means(llama, units, some_kept(units), pruner.statistics())
     assert llama.config.intermediate_size == 48
     assert llama.model.layers[0].mlp.down_proj.bias is None
