@@ -1,19 +1,17 @@
 """Stand-ins for the paper's benchmarks, made of the demo's pictures: lmms-eval's own tasks and scores on local data.
 
-```python
-from hf_lop import demo
-from hf_lop import evaluate
-from demo_benchmarks import write_benchmarks
+    python examples/demo_benchmarks.py tasks --pictures 8
+    hf-lop evaluate MODEL --tasks lop-paper,lop_demo --include-path tasks --batch-size 16
 
-write_benchmarks("tasks", pictures=8)
-print(evaluate(demo.MODEL_DIR, "lop-paper,lop_demo", include_path="tasks", batch_size=16))
-```
+MODEL is the folder `hf_lop.demo.MODEL_DIR`, or the demo model cut to another size.
 
 The demo model answers in one word, so MMBench (options to choose from) and MMMU (open questions) suit it, while yes and no,
 which MME and POPE ask for, are not among its words: there it scores 0. `lop_demo` asks the questions it was trained for.
 """
 
+import argparse
 import importlib.util
+import inspect
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -47,7 +45,6 @@ metric_list:
   - {{metric: perception, aggregation: !function demo_utils.mean_of_known, higher_is_better: true}}
   - {{metric: cognition, aggregation: !function demo_utils.mean_of_known, higher_is_better: true}}
 """
-_DEMO_UTILS = "from demo_benchmarks import doc_to_visual, mean_of_known, process_results  # noqa: F401\n"
 
 
 def write_benchmarks(folder: str | Path, pictures: int = 16, split: str = "report") -> Path:
@@ -93,7 +90,9 @@ def write_benchmarks(folder: str | Path, pictures: int = 16, split: str = "repor
     ]
     data = _write(folder / "lop_demo.parquet", questions)
     (folder / "lop_demo.yaml").write_text(_DEMO.format(data=data), encoding="utf-8")
-    (folder / "demo_utils.py").write_text(_DEMO_UTILS, encoding="utf-8")
+    # lmms-eval imports this file wherever it runs, and may not find the one you read there.
+    functions = "\n\n".join(inspect.getsource(code) for code in (doc_to_visual, process_results, mean_of_known))
+    (folder / "demo_utils.py").write_text(f"from typing import Any\n\n\n{functions}", encoding="utf-8")
     return folder
 
 
@@ -197,3 +196,16 @@ def _pope(scenes: list[Scene]) -> list[dict[str, Any]]:
                 | {"category": ("adversarial", "popular", "random")[number % 3]}
             )
     return rows
+
+
+def main() -> None:
+    """Write the tasks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where to; pass it to evaluate as --include-path")
+    parser.add_argument("--pictures", type=int, default=16)
+    arguments = parser.parse_args()
+    print(write_benchmarks(arguments.folder, arguments.pictures))
+
+
+if __name__ == "__main__":
+    main()

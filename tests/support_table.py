@@ -1,4 +1,7 @@
-"""The support section of the README, written from what the walk finds: `python -m tests.support_table README.md`."""
+"""The list of supported models, written from what the walk finds.
+
+python -m tests.support_table examples/guides/supported-models.md
+"""
 
 import os
 import re
@@ -28,7 +31,7 @@ def render(outcomes: Iterable[Outcome]) -> str:
     }
     lines = [
         f"Every model type of transformers {transformers.__version__}, walked with tiny random models "
-        "(`python -m tests.support_table README.md`):",
+        "(`python -m tests.support_table examples/guides/supported-models.md`):",
         "",
         f"| | multimodal ({len(MULTIMODAL)}) | text ({len(TEXT)}) |",
         "|---|---|---|",
@@ -61,7 +64,7 @@ def short_reason(outcome: Outcome) -> str:
 
 
 def section(text: str) -> str | None:
-    """What stands between the markers of a README; None where there are none."""
+    """What stands between the markers of a page; None where there are none."""
     return text.split(BEGIN)[1].split(END)[0].strip() if BEGIN in text and END in text else None
 
 

@@ -5,7 +5,7 @@
     python examples/benchmarks/exports.py --work work --vllm vllm/bin/python  # and vLLM, from an environment of its own
 
 30 % of the neurons are removed, 10 % in the first layer to 50 % in the last, the least important on the text of this
-repository's README: this is about formats, not about quality. Writes results/exports.md.
+repository's guide to results: this is about formats, not about quality. Writes results/exports.md.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def make_pruned(folder: Path, dtype: torch.dtype) -> None:
     model, tokenizer = smollm.load_model().to(dtype), smollm.load_tokenizer()
     units = find_units(model)
     size = measure_size(model, units)
-    text = (HERE.parent.parent / "README.md").read_text(encoding="utf-8")
+    text = (HERE.parent / "guides" / "results.md").read_text(encoding="utf-8")
     blocks = torch.tensor(tokenizer(text)["input_ids"][: 20 * 128]).view(-1, 128)
     scores = unit_importance(model, units, "l2", collect_statistics(model, [{"input_ids": blocks}], units))
     ratios = [0.1 + 0.4 * layer / (len(units) - 1) for layer in range(len(units))]
