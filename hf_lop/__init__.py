@@ -14,10 +14,13 @@ from hf_lop.version import __version__
 
 if TYPE_CHECKING:
     from hf_lop.errors import LOPError as LOPError
+    from hf_lop.evaluation.comparison.compare import compare as compare
+    from hf_lop.evaluation.reward import TaskReward as TaskReward
     from hf_lop.evaluation.run import evaluate as evaluate
     from hf_lop.hub.export.export import export as export
     from hf_lop.hub.read.inspect import inspect_model as inspect_model
     from hf_lop.learning.config import LOPConfig as LOPConfig
+    from hf_lop.learning.data import split_rows as split_rows
     from hf_lop.learning.importance import unit_importance as unit_importance
     from hf_lop.learning.statistics import collect_statistics as collect_statistics
     from hf_lop.planning.additive import additive_plans as additive_plans
@@ -32,20 +35,29 @@ _PUBLIC = {
     "LOPError": "hf_lop.errors",
     "LOPPruner": "hf_lop.pruner.pruner",
     "Plan": "hf_lop.planning.plan",
+    "TaskReward": "hf_lop.evaluation.reward",
     "additive_plans": "hf_lop.planning.additive",
     "collect_statistics": "hf_lop.learning.statistics",
+    "compare": "hf_lop.evaluation.comparison.compare",
     "evaluate": "hf_lop.evaluation.run",
     "export": "hf_lop.hub.export.export",
-    "find_units": "hf_lop.units.find",
+    "find_units": "hf_lop.units.kinds",
     "inspect_model": "hf_lop.hub.read.inspect",
-    "unit_importance": "hf_lop.learning.importance",
     "slice_units": "hf_lop.units.slice",
+    "split_rows": "hf_lop.learning.data",
+    "unit_importance": "hf_lop.learning.importance",
 }
+# Names of version 0.1; they answer with a sentence for one release.
+_RENAMED = {"find_ffns": "find_units", "slice_ffns": "slice_units", "neuron_importance": "unit_importance"}
 
 __all__ = [*_PUBLIC, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        raise AttributeError(
+            f"hf_lop.{name} is hf_lop.{_RENAMED[name]} since version 0.2: units are what can be pruned, FFN neurons among them."
+        )
     if name not in _PUBLIC:
         raise AttributeError(f"module 'hf_lop' has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -18,7 +18,6 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_lop.errors import UnsupportedModelError
 from hf_lop.units.configs import (
     FORMAT,
     UNITS,
@@ -32,7 +31,6 @@ from hf_lop.units.configs import (
     lists_within,
     scalars,
     stored_field,
-    takes_lists,
     text_configs,
     write_counts,
 )
@@ -77,26 +75,6 @@ def add_output_biases(model: "nn.Module", units: Sequence[Unit]) -> bool:
         bias = torch.zeros(weight.shape[1 - units[0].output.axis], dtype=weight.dtype, device=weight.device)
         output.bias = nn.Parameter(bias, requires_grad=weight.requires_grad)
     return bool(without)
-
-
-def check_output_biases(model: Any, units: Sequence[Unit]) -> None:
-    """TEMP."""
-    outputs = [model.get_submodule(unit.output.module) for unit in units]
-    outputs = [output for output in outputs if getattr(output, "bias", None) is None]
-    possible = all("bias" in output._parameters for output in outputs)
-    for cls in map(type, text_configs(model)):
-        field, own = stored_field(cls), not vars(cls).get("_lop_enabled")
-        possible = possible and not (own and takes_lists(cls, field))
-    if outputs and not possible:
-        raise UnsupportedModelError(
-            f"{type(model).__name__}: the output projections of its FFNs cannot be given a bias. Choose another recovery."
-        )
-
-
-def mark_output_biases(model: Any) -> None:
-    """TEMP."""
-    for config in text_configs(model):
-        setattr(config, OUTPUT_BIAS, True)
 
 
 def _wrap_constructor(model_cls: Any) -> None:

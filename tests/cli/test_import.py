@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import hf_lop
 from tests.conftest import CONFIGS
 
 
@@ -78,3 +79,13 @@ def test_stock_save_of_an_ordinary_model_is_as_before(built, tmp_path):
         built[kind].save_pretrained(tmp_path / kind)
         names = {path.name for path in (tmp_path / kind).iterdir()}
         assert names <= {"config.json", "generation_config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("find_ffns", "find_units"), ("slice_ffns", "slice_units"), ("neuron_importance", "unit_importance")],
+)
+def test_names_of_the_version_before_say_what_they_are_now(old, new):
+    with pytest.raises(AttributeError, match=rf"hf_lop\.{old} is hf_lop\.{new} since version 0\.2"):
+        getattr(hf_lop, old)
+    assert callable(getattr(hf_lop, new))

@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_lop import export
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError, UnsupportedModelError
+from hf_lop.evaluation.comparison.bias import mark_output_biases
 from hf_lop.hub.export.gguf_tokenizer import PRE_TOKENIZERS, pre_tokenizer_name, write_tokenizer
 from hf_lop.units.kinds import find_units
-from hf_lop.units.modeling_lop import add_output_biases, mark_output_biases
+from hf_lop.units.modeling_lop import add_output_biases
 from tests.tiny_models import tiny_model
 from tests.tiny_pruned import PROSE, WIDTHS, prune_tiny, save, text_model, tokenizer
 

@@ -16,12 +16,13 @@ import hf_lop
 from hf_lop import demo
 from hf_lop.cli import app
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError, UnsupportedModelError
+from hf_lop.evaluation.comparison.bias import mark_output_biases
 from hf_lop.hub.cards.export import FORMATS, export_card
 from hf_lop.hub.export.configs import REWRITES, per_layer_config
 from hf_lop.hub.export.uniform import widen
 from hf_lop.units.configs import layer_widths
 from hf_lop.units.kinds import find_units
-from hf_lop.units.modeling_lop import add_output_biases, mark_output_biases
+from hf_lop.units.modeling_lop import add_output_biases
 from tests.hub_server import run_python, serve
 from tests.tiny_models import tiny_inputs, tiny_model
 from tests.tiny_pruned import WIDTHS, prune_tiny, save, text_model
