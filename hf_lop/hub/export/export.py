@@ -1,4 +1,4 @@
-"""Pruned models in the formats of other runtimes: other spellings of the config, GGUF, and an ordinary padded model."""
+"""Pruned models in the formats of other runtimes: another spelling of the config, GGUF, and an ordinary padded model."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, 
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError, UnsupportedModelError
 from hf_lop.hub.cards.export import FORMATS, export_card
-from hf_lop.hub.export.configs import REWRITES, check_field
+from hf_lop.hub.export.configs import check_field, per_layer_config
 from hf_lop.hub.export.gguf_file import check_config, write_gguf
 from hf_lop.hub.export.uniform import make_uniform
 from hf_lop.hub.read.checkpoint import Shards
@@ -40,6 +40,13 @@ from hf_lop.units.kinds import find_units
 from hf_lop.units.measure import measure_size
 from hf_lop.units.modeling_lop import OUTPUT_BIAS, enable_for
 from hf_lop.units.ship import remote_code
+
+# Formats of the version before, and what to do instead; to be removed with the next one.
+GONE = {
+    "anymodel": "Serve the pruned model as it is, by `vllm serve MODEL --model-impl transformers --trust-remote-code`, or "
+    "export it as uniform.",
+    "block_configs": "Export it as per_layer_config, which lists the same widths, or as uniform.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +104,8 @@ def export(
 
     Args:
         model (`str` or `Path`): Hub id or folder of a pruned model.
-        to (`str`): "per_layer_config" (transformers), "anymodel" (vLLM) or "block_configs" (ModelOpt), which change the
-            config only; "gguf" (llama.cpp); or "uniform", zero-padded to the widest layer for any runtime.
+        to (`str`): "per_layer_config" (transformers), which changes the config only; "gguf" (llama.cpp); or "uniform",
+            zero-padded to the widest layer for any runtime.
         out (`str` or `Path`): folder to write, new or empty; it appears whole or not at all.
         push_to (`str`, *optional*): Hub repository to push to as well, in one commit. In that of the pruned model itself a
             change of config sends no weights again.
@@ -117,6 +124,8 @@ def export(
         CheckpointMismatchError: if the checkpoint is damaged.
     """
     out = Path(out).resolve()  # "." has no name
+    if to in GONE:
+        raise InvalidInputError(f"There is no format {to!r} any more, as no release reads it. {GONE[to]}")
     if to not in FORMATS:
         raise InvalidInputError(f"There is no format {to!r}; choose one of {', '.join(FORMATS)}.")
     check_new(out)
@@ -186,7 +195,7 @@ def _pruned_widths(name: str, config: Any, to: str) -> tuple[list[int], list[int
         raise UnsupportedModelError(
             f"{name} has one FFN width for all layers, which every runtime reads as it is. Export a model that hf_lop pruned."
         )
-    if to in REWRITES:
+    if to == "per_layer_config":
         check_field(text)
     if to != "gguf" and getattr(text, OUTPUT_BIAS, False):
         raise UnsupportedModelError(
@@ -222,12 +231,12 @@ def _write(
     token: str | bool | None,
 ) -> dict[str, Any]:
     """Write all files but the card; return the metadata of the pruned model's card."""
-    if to in REWRITES:
+    if to == "per_layer_config":
         source = _download(name, token)
         _copy_weights(source, folder)
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         enable_for(config_class, config)  # reads sparse per_layer_config as a list
-        config = REWRITES[to](config, widths, dense)
+        config = per_layer_config(config, widths, dense)
         if "auto_map" in config:
             for name, code in remote_code().items():
                 write_whole(folder / name, code)
