@@ -3,8 +3,6 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,17 +21,9 @@ from hf_lop.hub.export.uniform import make_uniform
 from hf_lop.hub.read.checkpoint import Shards
 from hf_lop.hub.read.files import Folder
 from hf_lop.hub.read.load import auto_class, load_model, read_config
-from hf_lop.hub.write.companions import (
-    PROCESSOR,
-    TERMS,
-    TOKENIZER,
-    copy_companions,
-    matches,
-    stays_inside,
-    write_whole,
-)
+from hf_lop.hub.write.companions import PROCESSOR, TERMS, TOKENIZER, copy_companions, matches, stays_inside
 from hf_lop.hub.write.push import WEIGHTS, open_repository
-from hf_lop.hub.write.whole import check_new
+from hf_lop.hub.write.whole import check_new, check_replaceable, whole_folder, write_whole
 from hf_lop.learning.config import LOPConfig
 from hf_lop.units.configs import DENSE_WIDTH, layer_widths
 from hf_lop.units.kinds import find_units
@@ -129,6 +119,7 @@ def export(
     if to not in FORMATS:
         raise InvalidInputError(f"There is no format {to!r}; choose one of {', '.join(FORMATS)}.")
     check_new(out)
+    check_replaceable(out)
     config = read_config(model, token=token)
     widths, dense = _pruned_widths(str(model), config, to)
     if to == "gguf":
@@ -146,7 +137,7 @@ def export(
         api, repo_id, own_card = open_repository(
             push_to, private=private, token=token, revision=revision, create_pr=False
         )
-    with _whole(out) as folder:
+    with whole_folder(out) as folder:
         base_data = _write(str(model), type(config), to, folder, widths, max(dense), token)
         name = repo_id or f"./{out.name}"
         card = export_card(
@@ -205,20 +196,6 @@ def _pruned_widths(name: str, config: Any, to: str) -> tuple[list[int], list[int
     made = getattr(config, "pruning_config", None) or {}
     dense = made.get("dense_widths") or [getattr(text, DENSE_WIDTH, None) or max(widths)] * len(widths)
     return widths, dense
-
-
-@contextmanager
-def _whole(out: Path) -> Iterator[Path]:
-    """Give a folder beside `out` that takes its place at the end, or vanishes."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        yield folder
-        folder.chmod(0o755)  # temporary folders are private
-        folder.replace(out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _write(

@@ -18,16 +18,9 @@ from hf_lop.evaluation.comparison.plots import plot_estimate
 from hf_lop.hub.cards.cards import MARKER, pruned_model_card, pruner_card
 from hf_lop.hub.cards.elastic import elastic_card
 from hf_lop.hub.elastic.write import PRUNER, TRANSPOSED, kept_pruner, save_transposed
-from hf_lop.hub.write.companions import (
-    PROCESSOR,
-    TERMS,
-    TOKENIZER,
-    base_metadata,
-    copy_companions,
-    matches,
-    write_whole,
-)
+from hf_lop.hub.write.companions import PROCESSOR, TERMS, TOKENIZER, base_metadata, copy_companions, matches
 from hf_lop.hub.write.push import STALE, WEIGHTS, open_repository, push_folder
+from hf_lop.hub.write.whole import write_whole
 from hf_lop.planning.plots import plot_plans, plot_widths
 from hf_lop.units.configs import layer_counts, text_configs
 from hf_lop.units.ship import remote_code
