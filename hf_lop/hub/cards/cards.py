@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from hf_lop.planning.show import si
 from hf_lop.version import __version__
 
 if TYPE_CHECKING:
@@ -45,13 +46,6 @@ def _template(name: str) -> str:
     return str(folder / name)
 
 
-def _memory(num_bytes: float) -> str:
-    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if num_bytes >= factor:
-            return f"{num_bytes / factor:.2f} {unit}"
-    return f"{num_bytes:.0f} B"
-
-
 def _repository(name: str | None, revision: str | None) -> str | None:
     """Link a Hub repository at its commit."""
     if not name:
@@ -78,13 +72,6 @@ def _calibration(facts: Mapping[str, Any] | None) -> list[tuple[str, str]]:
             value = {phase: f"{spent} s" for phase, spent in value.items()}
         found.append((name, value))
     return [(cell(name), cell(value)) for name, value in found] or [("calibration", "not recorded")]
-
-
-def _flops(number: float) -> str:
-    for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= factor:
-            return f"{number / factor:.2f} {unit}"
-    return f"{number:.0f}"
 
 
 def pruned_model_card(
@@ -122,14 +109,12 @@ def pruned_model_card(
     pruner = _repository(made.get("pruner"), made.get("pruner_revision"))
     sizes = [
         ("parameters", f"{made['dense_parameters']:,}", f"{parameters:,}", parameters / made["dense_parameters"]),
-        ("memory of the weights", _memory(made["dense_bytes"]), _memory(num_bytes), num_bytes / made["dense_bytes"]),
+        ("memory of the weights", si(made["dense_bytes"], "B"), si(num_bytes, "B"), num_bytes / made["dense_bytes"]),
         ("FFN neurons", f"{sum(dense):,}", f"{sum(widths):,}", sum(widths) / sum(dense)),
     ]
     if "flops" in made:  # missing in repositories of earlier versions
         flops, dense_flops = made["flops"], made["dense_flops"]
-        sizes.insert(
-            2, ("FLOPs of the text decoder per token", _flops(dense_flops), _flops(flops), flops / dense_flops)
-        )
+        sizes.insert(2, ("FLOPs of the text decoder per token", si(dense_flops), si(flops), flops / dense_flops))
     estimate = made.get("estimated_divergence")
     provenance = {
         "base model": base or "on no Hub repository",
@@ -240,11 +225,11 @@ def _plans(config: "LOPConfig", plans: Mapping[float, Sequence[int]]) -> dict[st
     size, loss = config.size, config.predictor_loss
     estimates = {ratio: config.estimate(widths) for ratio, widths in plans.items()}
     shown = all(estimate is not None for estimate in estimates.values()) and bool(estimates)
-    sizes = [["none", f"{size.parameters:,}", "", _memory(size.num_bytes), _flops(size.flops), *(["0"] * shown)]]
+    sizes = [["none", f"{size.parameters:,}", "", si(size.num_bytes, "B"), si(size.flops), *(["0"] * shown)]]
     for ratio, widths in plans.items():
         row = _size(size.widths, widths, size.parameters, size.parameters_at(widths), size.bytes_at(widths))
         cells = [row["neurons_share"], row["parameters"], f"-{row['parameters_share']}", row["memory"]]
-        sizes.append([*cells, _flops(size.flops_at(widths)), *([f"{estimates[ratio]:.2g}"] if shown else [])])
+        sizes.append([*cells, si(size.flops_at(widths)), *([f"{estimates[ratio]:.2g}"] if shown else [])])
     provenance = {
         "base model": _repository(config.base_model, config.base_revision) or "on no Hub repository",
         "model type": f"`{config.base_model_type}`",
@@ -269,7 +254,7 @@ def _size(
         "neurons_share": f"{1 - sum(widths) / sum(dense):.1%}",
         "parameters": f"{parameters:,}",
         "parameters_share": f"{1 - parameters / dense_parameters:.1%}",
-        "memory": _memory(num_bytes),
+        "memory": si(num_bytes, "B"),
     }
 
 

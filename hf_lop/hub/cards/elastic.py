@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard
 
-from hf_lop.hub.cards.cards import CITATION, MARKER, PIPELINES, _memory, _metadata, _plans, _repository, _template
+from hf_lop.hub.cards.cards import CITATION, MARKER, PIPELINES, _metadata, _plans, _repository, _template
+from hf_lop.planning.show import si
 
 if TYPE_CHECKING:
     from hf_lop.learning.config import LOPConfig
@@ -64,7 +65,7 @@ def elastic_card(
         processor_variable="processor" if processor == "AutoProcessor" else "tokenizer",
         base=f"This is {base}" if base else "This is a model that is on no Hub repository",
         pruner=_repository(made.get("pruner"), made.get("pruner_revision")),
-        extra=f"{_memory(extra_bytes)}, {extra_bytes / pruner.size.num_bytes:.0%} of the dense weights",
+        extra=f"{si(extra_bytes, 'B')}, {extra_bytes / pruner.size.num_bytes:.0%} of the dense weights",
         sketch=pruner.sketch_rows > 0,
         **_plans(pruner, plans),
         citation=CITATION,
