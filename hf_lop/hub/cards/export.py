@@ -5,12 +5,11 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from hf_lop.hub.cards.cards import INHERITED, MARKER, PIPELINES, _repository, _template
+from hf_lop.hub.cards.facts import INHERITED, PIPELINES, linked, render
 
 ALL = "It saves all that pruning saved."
 
@@ -92,7 +91,7 @@ def export_card(
         `ModelCard`: valid metadata and Markdown.
     """
     facts = FORMATS[to]
-    base = _repository(made.get("base_model"), made.get("base_revision"))
+    base = linked(made.get("base_model"), made.get("base_revision"))
     branch = f", revision={json.dumps(revision)}" if revision not in (None, "main") else ""
     values = {"NAME": json.dumps(name), "AUTO": auto_class, "REVISION": branch}
     values["FILE"] = shlex.quote(file or "")
@@ -113,10 +112,10 @@ def export_card(
         )
         for key in ("dense", "pruned", "exported")
     ]
-    card: ModelCard = ModelCard.from_template(
+    return render(
+        "export.md.jinja",
         data,
-        template_path=_template("export.md.jinja"),
-        title=Path(name).name,
+        name,
         source=f"[{source}](https://huggingface.co/{source})" if source else base or "A model on no Hub repository",
         format=to,
         what=facts.what,
@@ -125,6 +124,4 @@ def export_card(
         tested=facts.tested,
         saves=facts.saves,
         rows=rows,
-        marker=MARKER,
     )
-    return card

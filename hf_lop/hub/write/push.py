@@ -9,7 +9,7 @@ from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from hf_lop.errors import InvalidInputError
-from hf_lop.hub.cards.cards import MARKER
+from hf_lop.hub.cards.facts import MARKER
 from hf_lop.hub.write.collections import add_to_collection
 from hf_lop.hub.write.whole import write_whole
 

@@ -15,8 +15,10 @@ from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
 from hf_lop.evaluation.comparison.plots import plot_estimate
-from hf_lop.hub.cards.cards import MARKER, pruned_model_card, pruner_card
 from hf_lop.hub.cards.elastic import elastic_card
+from hf_lop.hub.cards.facts import MARKER
+from hf_lop.hub.cards.pruned import pruned_model_card
+from hf_lop.hub.cards.pruner import pruner_card
 from hf_lop.hub.elastic.write import PRUNER, TRANSPOSED, kept_pruner, save_transposed
 from hf_lop.hub.write.companions import PROCESSOR, TERMS, TOKENIZER, base_metadata, copy_companions, matches
 from hf_lop.hub.write.push import STALE, WEIGHTS, open_repository, push_folder
