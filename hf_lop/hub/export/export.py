@@ -21,6 +21,7 @@ from hf_lop.hub.export.uniform import make_uniform
 from hf_lop.hub.read.checkpoint import Shards
 from hf_lop.hub.read.files import Folder
 from hf_lop.hub.read.load import auto_class, load_model, read_config
+from hf_lop.hub.read.names import hub_id
 from hf_lop.hub.write.companions import PROCESSOR, TERMS, TOKENIZER, copy_companions, matches, stays_inside
 from hf_lop.hub.write.push import WEIGHTS, open_repository
 from hf_lop.hub.write.whole import check_new, check_replaceable, whole_folder, write_whole
@@ -143,7 +144,7 @@ def export(
         card = export_card(
             to,
             name=name,
-            source=str(model) if not Path(model).exists() else None,
+            source=hub_id(model),
             made=getattr(config, "pruning_config", None) or {},
             auto_class=auto_class(config).__name__,
             file=next((path.name for path in folder.glob("*.gguf")), None),
