@@ -172,7 +172,7 @@ def main() -> None:
         "|---|---|---|---:|---:|---|",
         *rows,
         "",
-        f"torch {torch.__version__}. Not run: vLLM's AnyModel and NVIDIA ModelOpt (configs only, written after their code), and "
+        f"torch {torch.__version__}. Not run: "
         "transformers' own model classes for `per_layer_config`, which do not read it yet.",
     ]
     (HERE / "results/exports.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

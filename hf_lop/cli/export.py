@@ -12,8 +12,8 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="uniform (zero-padded to the widest layer, for any runtime), gguf (llama.cpp), or a change of config only: "
-            "per_layer_config (transformers), anymodel (vLLM), block_configs (ModelOpt)."
+            help="uniform (zero-padded to the widest layer, for any runtime), gguf (llama.cpp), or "
+            "per_layer_config (transformers; a change of config only)."
         ),
     ],
     out: Out,

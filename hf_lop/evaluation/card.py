@@ -17,7 +17,7 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from hf_lop.errors import InvalidInputError
 from hf_lop.evaluation.results import Results, TaskResult
-from hf_lop.hub.cards.cards import RESULTS, cell
+from hf_lop.hub.cards.facts import RESULTS, cell
 
 SOURCES = {
     "lmms-eval": ("image-text-to-text", "https://github.com/EvolvingLMMs-Lab/lmms-eval"),

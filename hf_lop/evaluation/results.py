@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_lop.errors import EvaluationError, InvalidInputError
+from hf_lop.hub.read.names import hub_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +219,7 @@ def _finite(value: Any) -> float | None:
 def _dataset(task: str, path: Any) -> str:
     """Return a Hub id, never a path of this machine or the name of a file format."""
     text = str(path or "")
-    return text if "/" in text and not Path(text).exists() and not Path(text).is_absolute() else task
+    return (hub_id(text) if "/" in text else None) or task
 
 
 def _answers(samples: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:

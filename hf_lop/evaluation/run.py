@@ -16,6 +16,7 @@ from hf_lop.evaluation.loading import load_evaluated
 from hf_lop.evaluation.paper import NAME, TASKS
 from hf_lop.evaluation.results import Results, TaskResult
 from hf_lop.hub.read.load import read_config
+from hf_lop.hub.read.names import hub_id
 from hf_lop.version import __version__
 
 
@@ -184,4 +185,4 @@ def _cache(folder: str | Path | None, harness: str, weights: str) -> str | None:
 def _public_name(model: str | Path | PreTrainedModel) -> str:
     """Return a Hub id, or the last part of a path: the rest is nobody else's business."""
     name = str(model) if isinstance(model, str | Path) else str(model.name_or_path)
-    return Path(name).resolve().name if not name or Path(name).exists() or Path(name).is_absolute() else name
+    return hub_id(name) or Path(name).resolve().name

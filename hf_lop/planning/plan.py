@@ -11,19 +11,12 @@ import torch
 
 from hf_lop.errors import InfeasibleBudgetError, InvalidInputError
 from hf_lop.planning.budget import Floats, Widths, bisect_budget, parse_bytes, positive_integer, project
+from hf_lop.planning.show import si
 from hf_lop.units.measure import ffn_seconds
 from hf_lop.units.size import ModelSize
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-def _si(value: float, unit: str = "") -> str:
-    """Format with a decimal prefix: 8292166656 -> 8.29 G."""
-    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= factor:
-            return f"{value / factor:.2f} {prefix}{unit}"
-    return f"{value:.0f} {unit}".strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +102,10 @@ class Plan:
         lines = [
             f"Plan: {self.pruning_ratio:.1%} of {sum(self.dense.widths):,} FFN neurons removed "
             f"({share:.1%} of all parameters)",
-            f"  parameters  {_si(self.dense.parameters)} -> {_si(self.parameters)}",
-            f"  memory      {_si(self.memory_before, 'B')} -> {_si(self.memory_after, 'B')} "
+            f"  parameters  {si(self.dense.parameters)} -> {si(self.parameters)}",
+            f"  memory      {si(self.memory_before, 'B')} -> {si(self.memory_after, 'B')} "
             f"({self.dense.num_bytes / self.dense.parameters:.3g} bytes per parameter)",
-            f"  FLOPs/token {_si(self.dense.flops)} -> {_si(self.flops)}",
+            f"  FLOPs/token {si(self.dense.flops)} -> {si(self.flops)}",
         ]
         if self.seconds is not None:
             lines.append(f"  FFN time    {self.seconds * 1e3:.2f} ms per token on this device")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hf_lop.errors import InvalidInputError
-from hf_lop.hub.write.companions import write_whole
+from hf_lop.hub.write.whole import write_whole
 from hf_lop.learning.processes import Processes
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from hf_lop.errors import InvalidInputError, UnsupportedModelError
 from hf_lop.hub.read.checkpoint import open_shards
 from hf_lop.hub.read.load import load_model, read_config
+from hf_lop.hub.read.names import hub_id
 from hf_lop.hub.read.skeleton import load_skeleton
 from hf_lop.hub.write.outputs import pruned_outputs, stored_output_weight
 from hf_lop.hub.write.stream import write_pruned
@@ -22,6 +23,7 @@ from hf_lop.pruner.methods import METHODS, check_method, choose
 from hf_lop.pruner.sorting import twin_for
 from hf_lop.recovery.by_layer import set_output_weights
 from hf_lop.recovery.choose import check_by_rows, choose_recovery, recovered_weights, row_solver
+from hf_lop.units.configs import FORMAT
 from hf_lop.units.measure import measure_size
 from hf_lop.units.slice import check_kept, output_weight, prunable_units, slice_units
 from hf_lop.version import __version__
@@ -178,8 +180,6 @@ def record(
     pruner: "LOPPruner", model: Any, plan: Plan, *, method: str = "lop", recovery: str | None = None, round_to: int = 1
 ) -> None:
     """Let the config of a model that was just cut say how."""
-    source, commit = hub_id(model.name_or_path), getattr(model.config, "_commit_hash", None)
-    known = source in (None, pruner.config.base_model)  # another repository's commit would say nothing
     criterion = METHODS[method].criterion or pruner.config.criterion
     # Probes say nothing about another neuron order than the pruner's, nor, where they were recovered, about models that are not.
     judged = (pruner.config.calibration or {}).get("recovery")
@@ -192,10 +192,7 @@ def record(
         "ratio": round(plan.pruning_ratio, 6),
         "criterion": criterion,
         "round_to": round_to,
-        "base_model": source or pruner.config.base_model,
-        "base_revision": commit or (pruner.config.base_revision if known else None),
-        "pruner": hub_id(pruner.name_or_path),
-        "pruner_revision": getattr(pruner.config, "_commit_hash", None),
+        **provenance(pruner, model),
         "dense_widths": list(plan.dense.widths),
         "dense_parameters": plan.dense.parameters,
         "dense_bytes": plan.dense.num_bytes,
@@ -203,10 +200,18 @@ def record(
         "flops": plan.flops,
         "estimated_divergence": None if estimate is None else float(f"{estimate:.4g}"),
         "calibration": pruner.config.calibration,
-        "hf_lop_version": __version__,
+        "format": FORMAT,
     }
 
 
-def hub_id(name: str | None) -> str | None:
-    """Return a Hub id, or None for a path of this machine: that must not end up on the Hub."""
-    return name if name and not Path(name).exists() and not Path(name).is_absolute() else None
+def provenance(pruner: "LOPPruner", model: Any) -> dict[str, Any]:
+    """Return what a model and its pruner came from, as configs say it."""
+    source, commit = hub_id(model.name_or_path), getattr(model.config, "_commit_hash", None)
+    known = source in (None, pruner.config.base_model)  # another repository's commit would say nothing
+    return {
+        "base_model": source or pruner.config.base_model,
+        "base_revision": commit or (pruner.config.base_revision if known else None),
+        "pruner": hub_id(pruner.name_or_path),
+        "pruner_revision": getattr(pruner.config, "_commit_hash", None),
+        "hf_lop_version": __version__,
+    }

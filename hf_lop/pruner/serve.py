@@ -9,13 +9,12 @@ from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.hub.elastic.write import keep_pruner
 from hf_lop.hub.read.load import load_model
 from hf_lop.planning.plan import Plan
-from hf_lop.pruner.prune import hub_id, record
+from hf_lop.pruner.prune import provenance, record
 from hf_lop.pruner.sorting import sorted_twin, twin_for
 from hf_lop.units.measure import measure_size
 from hf_lop.units.slice import output_weight, prunable_units
 from hf_lop.units.unit import take
 from hf_lop.units.views import ElasticModel
-from hf_lop.version import __version__
 
 if TYPE_CHECKING:
     from hf_lop.pruner.pruner import LOPPruner
@@ -36,15 +35,7 @@ def make_elastic(pruner: "LOPPruner", model: PreTrainedModel | str | Path) -> Pr
     twin.config.base_dtype = str(output_weight(model, units[0]).dtype).removeprefix("torch.")
     for unit, indices in zip(units, order, strict=True):
         take(model, unit, indices)
-    source = hub_id(model.name_or_path)
-    model.config.elastic_config = {
-        "order": twin.config.sorted_by,
-        "base_model": source or pruner.config.base_model,
-        "base_revision": getattr(model.config, "_commit_hash", None) or pruner.config.base_revision,
-        "pruner": hub_id(pruner.name_or_path),
-        "pruner_revision": getattr(pruner.config, "_commit_hash", None),
-        "hf_lop_version": __version__,
-    }
+    model.config.elastic_config = {"order": twin.config.sorted_by, **provenance(pruner, model)}
     keep_pruner(model, twin)
     return model
 

@@ -10,7 +10,6 @@ import contextlib
 import copy
 import hashlib
 import json
-import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -34,7 +33,7 @@ from hf_lop.hub.read.skeleton import load_skeleton
 from hf_lop.hub.read.stored import stored_pieces
 from hf_lop.hub.write.hooks import SIZE
 from hf_lop.hub.write.save import save_pruned_extras
-from hf_lop.hub.write.whole import check_new, check_replaceable, sync_all
+from hf_lop.hub.write.whole import check_new, check_replaceable, whole_folder
 from hf_lop.planning.plan import Plan
 from hf_lop.pruner.prune import record
 from hf_lop.pruner.pruner import LOPPruner
@@ -138,14 +137,9 @@ def pull(name: str | Path, out: str | Path, *, budgets: Mapping[str, Any], **hub
     check_new(out)
     check_replaceable(out)
     source = _find(name, dict(budgets), hub)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as parent:
-        folder = Path(parent) / out.name
+    with whole_folder(out) as folder:
         model, _ = _assemble(source, folder)
         save_pruned_extras(model, folder)
-        if out.is_dir():
-            out.rmdir()  # refuses what holds something by now
-        _publish(folder, out)
     return {"pruning_config": model.config.pruning_config, "parameters": model.num_parameters()}
 
 
@@ -190,26 +184,16 @@ def _size_folder(source: _Source, *, in_memory: bool) -> Iterator[tuple[Path, Te
     if source.commit is None:
         root = cached_assets_path("hf_lop", "elastic", "local")
         with tempfile.TemporaryDirectory(dir=root) as temporary:
-            folder = Path(temporary) / "model"
+            folder = Path(temporary)
             yield folder, _assemble(source, folder, in_memory=in_memory)[1]
         return
     sizes = cached_assets_path("hf_lop", source.name, source.commit)
-    folder, partial = sizes / source.key(), sizes / f"{source.key()}.partial"
+    folder = sizes / source.key()
     with WeakFileLock(sizes / f"{source.key()}.lock"):  # a second process waits, and finds what the first made
-        if source.hub.get("force_download") and folder.exists():
-            shutil.rmtree(partial, ignore_errors=True)
-            folder.rename(partial)  # at once: a process that is killed must not leave half of it under its name
-        if not folder.exists():
-            shutil.rmtree(partial, ignore_errors=True)  # also of a process that was killed
-            _assemble(source, partial)
-            _publish(partial, folder)
+        if source.hub.get("force_download") or not folder.exists():
+            with whole_folder(folder, replace=True) as partial:
+                _assemble(source, partial)
     yield folder, None
-
-
-def _publish(partial: Path, folder: Path) -> None:
-    """Let a folder appear under its name, once its bytes are safe on disk."""
-    sync_all(partial)
-    partial.rename(folder)
 
 
 def _pruned_config(cls: Any, config: Any, folder: Path, plan: Plan) -> PreTrainedConfig:
@@ -230,7 +214,6 @@ def _assemble(source: _Source, folder: Path, *, in_memory: bool = False) -> tupl
     files: Files = Folder(source.folder, ahead=False)
     if source.commit is not None and not source.hub.get("local_files_only"):
         files = Repository(source.name, source.commit, token=source.hub.get("token"))
-    folder.mkdir(parents=True)
     with Shards(files) as main, open_transposed(files) as transposed:
         hub = {key: source.hub[key] for key in ("revision", "token") if key in source.hub}
         skeleton = load_skeleton(source.name, source.config, main, **hub)

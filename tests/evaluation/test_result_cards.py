@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hf_lop.errors import InvalidInputError
 from hf_lop.evaluation.card import eval_result_files, with_results
 from hf_lop.evaluation.results import Results, TaskResult
-from hf_lop.hub.cards.cards import RESULTS
+from hf_lop.hub.cards.facts import RESULTS
 from tests.hub_server import run_python, serve
 
 

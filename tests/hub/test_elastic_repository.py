@@ -483,7 +483,6 @@ def test_a_job_that_nobody_waits_for_writes_to_no_other_file(tmp_path, monkeypat
 
 def test_killed_while_a_size_is_made_anew(tmp_path, monkeypatch):
     def assemble(source, folder):
-        folder.mkdir()
         (folder / "config.json").touch()
         (folder / "generation_config.json").touch()
 

@@ -18,7 +18,7 @@ from hf_lop.cli import app
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError, UnsupportedModelError
 from hf_lop.evaluation.comparison.bias import mark_output_biases
 from hf_lop.hub.cards.export import FORMATS, export_card
-from hf_lop.hub.export.configs import REWRITES, per_layer_config
+from hf_lop.hub.export.configs import per_layer_config
 from hf_lop.hub.export.uniform import widen
 from hf_lop.units.configs import layer_widths
 from hf_lop.units.kinds import find_units
@@ -58,8 +58,8 @@ def config_of(folder):
 # -- Config only -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("to", REWRITES)
-def test_config_exports_change_the_config_only(folder, tmp_path, to):
+def test_config_exports_change_the_config_only(folder, tmp_path):
+    to = "per_layer_config"
     written = hf_lop.export(folder, to, tmp_path / "out")
     before, after = config_of(folder), config_of(tmp_path / "out")
     assert (tmp_path / "out/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
@@ -67,8 +67,7 @@ def test_config_exports_change_the_config_only(folder, tmp_path, to):
     assert after["intermediate_size"] == DENSE
     assert after["pruning_config"] == before["pruning_config"] | {"export": {"format": to, "widths": WIDTHS}}
     assert written.parameters["exported"] == written.parameters["pruned"] < written.parameters["dense"]
-    same = {"intermediate_size", "pruning_config", "per_layer_config", "block_configs", "auto_map"}
-    same |= {"architectures", "base_architecture", "anymodel_arch_info"}
+    same = {"intermediate_size", "pruning_config", "per_layer_config"}
     assert {k: v for k, v in before.items() if k not in same} == {k: v for k, v in after.items() if k not in same}
 
 
@@ -90,29 +89,8 @@ def test_per_layer_config_loads_through_the_hook_and_exports_again(folder, tmp_p
     model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values()), info
     assert torch.equal(logits(model), logits(AutoModelForCausalLM.from_pretrained(folder)))
-    hf_lop.export(tmp_path / "out", "block_configs", tmp_path / "blocks")
-    assert [block["ffn"]["intermediate_size"] for block in config_of(tmp_path / "blocks")["block_configs"]] == WIDTHS
-
-
-def test_anymodel_and_block_configs(folder, picture_folder, tmp_path):
-    hf_lop.export(folder, "anymodel", tmp_path / "any")
-    made = config_of(tmp_path / "any")
-    assert (made["architectures"], made["base_architecture"]) == (["AnyModel"], "Qwen2ForCausalLM")
-    assert set(made["per_layer_config"]) == {"1", "2", "3"}
-    assert "auto_map" not in made
-    assert not (tmp_path / "any/modeling_lop.py").exists()
-    hf_lop.export(picture_folder, "anymodel", tmp_path / "vl")
-    made = config_of(tmp_path / "vl")
-    assert made["text_config"]["per_layer_config"]["2"] == {"intermediate_size": 17}
-    assert made["text_config"]["intermediate_size"] == DENSE
-    assert made["anymodel_arch_info"]["base_model_module"] == ".qwen2_5_vl"
-    hf_lop.export(folder, "block_configs", tmp_path / "blocks")
-    blocks = config_of(tmp_path / "blocks")["block_configs"]
-    assert blocks[2] == {
-        "attention": {"no_op": False, "num_key_value_heads": 2},
-        "ffn": {"no_op": False, "intermediate_size": 17},
-    }
-    assert len(blocks) == 4
+    hf_lop.export(tmp_path / "out", "per_layer_config", tmp_path / "again")
+    assert config_of(tmp_path / "again") == config_of(tmp_path / "out")
 
 
 def test_a_picture_model_as_per_layer_config(picture_folder, tmp_path):
@@ -231,15 +209,16 @@ def test_added_biases_are_refused_where_stock_code_drops_them(tmp_path):
     add_output_biases(model, find_units(model))
     mark_output_biases(model)
     model.save_pretrained(tmp_path / "model")
-    for to in (*REWRITES, "uniform"):
+    for to in ("per_layer_config", "uniform"):
         with pytest.raises(UnsupportedModelError, match="recover='bias'"):
             hf_lop.export(tmp_path / "model", to, tmp_path / "out")
 
 
-def test_anymodel_names_what_it_can_run(tmp_path):
-    prune_tiny(tiny_model("gemma3")).save_pretrained(tmp_path / "model")
-    with pytest.raises(UnsupportedModelError, match="--model-impl transformers --trust-remote-code"):
-        hf_lop.export(tmp_path / "model", "anymodel", tmp_path / "out")
+@pytest.mark.parametrize(("to", "instead"), [("anymodel", "vllm serve"), ("block_configs", "as per_layer_config")])
+def test_a_format_that_is_gone_says_what_to_do_instead(folder, tmp_path, to, instead):
+    with pytest.raises(InvalidInputError, match=f"no format '{to}' any more.*{instead}.*or.* as uniform"):
+        hf_lop.export(folder, to, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_model_leaves_nothing(folder, tmp_path):
@@ -258,7 +237,7 @@ def test_a_link_out_of_the_folder_is_not_exported(folder, tmp_path, file):
     (tmp_path / "model" / file).rename(tmp_path / "secret")
     (tmp_path / "model" / file).symlink_to(tmp_path / "secret")
     with pytest.raises(CheckpointMismatchError, match=f"{file} of .* is a link"):
-        hf_lop.export(tmp_path / "model", "anymodel", tmp_path / "out")
+        hf_lop.export(tmp_path / "model", "per_layer_config", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -267,14 +246,14 @@ def test_weights_of_other_names_are_exported_and_absent_ones_refused(folder, tmp
     weights, index = tmp_path / "model/model.safetensors", tmp_path / "model/model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": dict.fromkeys(load_file(weights), "own.safetensors")}))
     weights.rename(tmp_path / "model/own.safetensors")
-    written = hf_lop.export(tmp_path / "model", "anymodel", tmp_path / "out")
+    written = hf_lop.export(tmp_path / "model", "per_layer_config", tmp_path / "out")
     assert {"own.safetensors", "model.safetensors.index.json"} <= set(written.files)
     (tmp_path / "model/own.safetensors").unlink()
     with pytest.raises(CheckpointMismatchError, match=r"own\.safetensors of .* is missing"):
-        hf_lop.export(tmp_path / "model", "anymodel", tmp_path / "none")
+        hf_lop.export(tmp_path / "model", "per_layer_config", tmp_path / "none")
     index.unlink()
     with pytest.raises(InvalidInputError, match="has neither"):
-        hf_lop.export(tmp_path / "model", "anymodel", tmp_path / "none")
+        hf_lop.export(tmp_path / "model", "per_layer_config", tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
@@ -297,7 +276,7 @@ def test_command(folder, tmp_path):
 def test_into_the_current_folder(folder, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    hf_lop.export(folder, "anymodel", ".")
+    hf_lop.export(folder, "per_layer_config", ".")
     assert "per_layer_config" in config_of(tmp_path / "here")
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
@@ -319,7 +298,7 @@ def test_cards(folder, tmp_path):
     ("to", "line"),
     [
         ("uniform", 'AutoModel.from_pretrained("me/RENAMED AUTO", revision="a b")'),
-        ("anymodel", "vllm serve 'me/RENAMED AUTO' --revision 'a b'"),
+        ("per_layer_config", 'AutoModel.from_pretrained("me/RENAMED AUTO", revision="a b")'),
         ("gguf", "llama-server --model 'PLAIN x.gguf'"),
     ],
 )

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from hf_lop.hub.cards.cards import MARKER
+from hf_lop.hub.cards.facts import MARKER
 from hf_lop.units.ship import remote_code
 from tests.hub_server import run_python, serve
 from tests.tiny_repo import build_repo

@@ -10,8 +10,9 @@ import pytest
 from filelock import FileLock
 
 from hf_lop.errors import InvalidInputError
-from hf_lop.hub.write import whole as module
-from hf_lop.hub.write.whole import Staging
+from hf_lop.hub.write import staging as module
+from hf_lop.hub.write.staging import Staging
+from hf_lop.hub.write.whole import whole_folder, write_whole
 from tests.hub.test_streaming import contents
 
 
@@ -40,7 +41,7 @@ def test_a_killed_step_leaves_no_file(tmp_path):
 
 
 def test_only_one_process_writes(tmp_path):
-    code = "import sys; from pathlib import Path; from hf_lop.hub.write.whole import Staging; Staging(Path(sys.argv[1]), 'a').__enter__()"
+    code = "import sys; from pathlib import Path; from hf_lop.hub.write.staging import Staging; Staging(Path(sys.argv[1]), 'a').__enter__()"
     with Staging(tmp_path / "out", "a"):
         other = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True, check=False
@@ -180,3 +181,55 @@ def test_a_mount_point_is_refused_first(tmp_path, monkeypatch):
     with pytest.raises(InvalidInputError, match="mount point"):
         Staging(tmp_path / "out", "a").__enter__()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+# -- In one run ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_appears_when_all_of_it_is_safe(tmp_path, monkeypatch):
+    safe, sync = set(), os.fsync
+
+    def fsync(handle):
+        safe.add(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with whole_folder(tmp_path / "above/out") as folder:
+        assert folder.name == "out"
+        (folder / "assets").mkdir()
+        (folder / "assets" / "plot").touch()
+        assert not (tmp_path / "above/out").exists()
+    assert {"plot", "assets", "out", "above"} <= safe
+    assert contents(tmp_path / "above") == {"out/assets/plot": b""}
+
+
+def test_an_error_leaves_nothing_and_a_kill_nothing_that_stays(tmp_path):
+    with pytest.raises(IsADirectoryError), whole_folder(tmp_path / "out") as folder:
+        folder.write_bytes(b"")
+    assert not list(tmp_path.iterdir())
+    with Staging(tmp_path / "out", "a") as staging:
+        staging.write("old", [(b"abc", 3)])
+    with whole_folder(tmp_path / "out") as folder:
+        (folder / "x").touch()
+    assert contents(tmp_path) == {"out/x": b""}
+
+
+def test_what_is_in_its_place_stays_unless_it_may_be_replaced(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    with pytest.raises(InvalidInputError, match="made meanwhile"), whole_folder(tmp_path / "out"):
+        pass
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "out", replace=True):
+        raise KeyboardInterrupt
+    assert contents(tmp_path) == {"out/mine": b""}
+    with whole_folder(tmp_path / "out", replace=True) as folder:
+        (folder / "x").touch()
+    assert contents(tmp_path) == {"out/x": b""}
+
+
+def test_a_file_that_cannot_be_written_leaves_the_one_that_is_there(tmp_path, monkeypatch):
+    write_whole(tmp_path / "x", b"before")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        write_whole(tmp_path / "x", b"after")
+    assert contents(tmp_path) == {"x": b"before"}

@@ -23,8 +23,8 @@ from hf_lop import demo
 from hf_lop.cli import app
 from hf_lop.errors import CheckpointMismatchError, InfeasibleBudgetError, InvalidInputError, UnsupportedModelError
 from hf_lop.hub.read.safetensors import Place
+from hf_lop.hub.write.staging import Staging
 from hf_lop.hub.write.tensors import Cutter, Output, layout
-from hf_lop.hub.write.whole import Staging
 from tests.conftest import build
 from tests.fake_pruner import fake_pruner
 from tests.hub_server import File, Repository, run_python, serve

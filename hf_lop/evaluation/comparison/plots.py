@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_lop.planning.plots import FAINT, INK, KEPT, REMOVED
+from hf_lop.planning.show import si
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,8 +84,8 @@ def plot_quality(
             axis.set_xlabel("FFN neurons removed", color=INK)
             axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         else:
-            axis.set_xlabel(f"parameters (dense: {_count(dense_parameters, 3)})", color=INK)
-            axis.xaxis.set_major_formatter(lambda value, _: _count(value))
+            axis.set_xlabel(f"parameters (dense: {si(dense_parameters, number='.3g')})", color=INK)
+            axis.xaxis.set_major_formatter(lambda value, _: si(value, number="g"))
     handles, labels = grid[0][0].get_legend_handles_labels()
     _legend(figure, handles, labels)
     figure.savefig(path, format="png")
@@ -262,11 +263,3 @@ def _name(recover: str | None) -> str:
         "fold": "folded means",
     }
     return names.get(recover, str(recover))
-
-
-def _count(value: float, digits: int = 0) -> str:
-    """1234567 -> 1.23 M."""
-    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:.{digits}g} {prefix}" if digits else f"{value / factor:g} {prefix}"
-    return f"{value:g}"

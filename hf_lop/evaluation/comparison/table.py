@@ -12,7 +12,7 @@ import numpy as np
 
 from hf_lop.errors import InvalidInputError
 from hf_lop.evaluation.comparison.plots import Point, plot_layers, plot_quality, plot_searches
-from hf_lop.hub.write.companions import write_whole
+from hf_lop.hub.write.whole import write_whole
 from hf_lop.learning.rewards import REWARDS, Score
 from hf_lop.planning.journal import merge_journals
 from hf_lop.planning.plan import Plan

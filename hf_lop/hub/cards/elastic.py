@@ -1,13 +1,12 @@
 """The card of an elastic repository."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard
 
-from hf_lop.hub.cards.cards import CITATION, MARKER, PIPELINES, _memory, _metadata, _plans, _repository, _template
+from hf_lop.hub.cards.facts import PIPELINES, linked, loading, metadata, plan_facts, render
+from hf_lop.planning.show import si
 
 if TYPE_CHECKING:
     from hf_lop.learning.config import LOPConfig
@@ -42,32 +41,23 @@ def elastic_card(
         `ModelCard`: valid metadata and Markdown.
     """
     made = config["elastic_config"]
-    loads_it = [auto for auto, cls in auto_maps.items() if cls.endswith(f".{config['architectures'][0]}")]
-    auto_class = next((auto for auto in PIPELINES if auto in loads_it), loads_it[0] if loads_it else "AutoModel")
-    base = _repository(made.get("base_model"), made.get("base_revision"))
-    data = _metadata(
-        made.get("base_model"),
-        "finetune",
-        base_data,
-        library_name="transformers",
-        pipeline_tag=PIPELINES.get(auto_class),
-        tags=["lop", "elastic", *tags],
-    )
-    card: ModelCard = ModelCard.from_template(
-        data,
-        template_path=_template("elastic_model.md.jinja"),
-        title=Path(name).name,
-        name=json.dumps(name),
-        imports=", ".join(filter(None, (auto_class, processor))),
-        auto_class=auto_class,
-        processor=processor,
-        processor_variable="processor" if processor == "AutoProcessor" else "tokenizer",
+    load = loading(auto_maps, config["architectures"][0], processor)
+    base = linked(made.get("base_model"), made.get("base_revision"))
+    return render(
+        "elastic_model.md.jinja",
+        metadata(
+            made.get("base_model"),
+            "finetune",
+            base_data,
+            library_name="transformers",
+            pipeline_tag=PIPELINES.get(str(load["auto_class"])),
+            tags=["lop", "elastic", *tags],
+        ),
+        name,
+        **load,
         base=f"This is {base}" if base else "This is a model that is on no Hub repository",
-        pruner=_repository(made.get("pruner"), made.get("pruner_revision")),
-        extra=f"{_memory(extra_bytes)}, {extra_bytes / pruner.size.num_bytes:.0%} of the dense weights",
+        pruner=linked(made.get("pruner"), made.get("pruner_revision")),
+        extra=f"{si(extra_bytes, 'B')}, {extra_bytes / pruner.size.num_bytes:.0%} of the dense weights",
         sketch=pruner.sketch_rows > 0,
-        **_plans(pruner, plans),
-        citation=CITATION,
-        marker=MARKER,
+        **plan_facts(pruner, plans),
     )
-    return card

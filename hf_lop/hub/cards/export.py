@@ -5,12 +5,11 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from hf_lop.hub.cards.cards import INHERITED, MARKER, PIPELINES, _repository, _template
+from hf_lop.hub.cards.facts import INHERITED, PIPELINES, linked, render
 
 ALL = "It saves all that pruning saved."
 
@@ -22,8 +21,8 @@ class Format:
     Attributes:
         what (`str`): what it is, in half a sentence.
         language (`str`): of `code`.
-        code (`str`): how to load it; NAME, PLAIN, FILE, AUTO and REVISION stand for the Hub id or folder in Python and in
-            a shell, the file, the Auto class, and a `revision=` argument.
+        code (`str`): how to load it; NAME, FILE, AUTO and REVISION stand for the Hub id or folder, the file in a shell, the
+            Auto class, and a `revision=` argument.
         tested (`str`): which runtime has loaded it, and which has not.
         saves (`str`): what it keeps of the saving.
     """
@@ -43,18 +42,6 @@ FORMATS = {
         "from transformers import AUTO\n\nmodel = AUTO.from_pretrained(NAMEREVISION)",
         tested="Tested: transformers reads and writes the config, hf_lop and `trust_remote_code=True` load the model. Not run: "
         "transformers alone, whose model classes do not read this schema yet (pull request 45332), except a few.",
-    ),
-    "anymodel": Format(
-        what="the config names vLLM's AnyModel as architecture; the weights are the same",
-        language="text",
-        code="vllm serve PLAINREVISION",
-        tested="Not run: AnyModel is a pull request to vLLM (36512). The config was written after its code.",
-    ),
-    "block_configs": Format(
-        what="the config has the `block_configs` of NVIDIA ModelOpt's Puzzletron; the weights are the same",
-        language="text",
-        code="PLAIN (read it by modelopt.torch.puzzletron)",
-        tested="Not run: the config was written after ModelOpt's code.",
     ),
     "uniform": Format(
         what="every layer is zero-padded to the widest one, so this is an ordinary model for any runtime",
@@ -104,17 +91,14 @@ def export_card(
         `ModelCard`: valid metadata and Markdown.
     """
     facts = FORMATS[to]
-    base = _repository(made.get("base_model"), made.get("base_revision"))
-    branch = ""
-    if revision is not None and revision != "main":
-        python, shell = f", revision={json.dumps(revision)}", f" --revision {shlex.quote(revision)}"
-        branch = python if facts.language == "python" else shell
-    values = {"PLAIN": shlex.quote(name), "NAME": json.dumps(name), "AUTO": auto_class, "REVISION": branch}
+    base = linked(made.get("base_model"), made.get("base_revision"))
+    branch = f", revision={json.dumps(revision)}" if revision not in (None, "main") else ""
+    values = {"NAME": json.dumps(name), "AUTO": auto_class, "REVISION": branch}
     values["FILE"] = shlex.quote(file or "")
     code = re.sub("|".join(values), lambda found: values[found[0]], facts.code)  # at once: names may hold placeholders
     data = ModelCardData(
         base_model=source or made.get("base_model"),
-        library_name={"gguf": "gguf", "anymodel": "vllm"}.get(to, "transformers"),
+        library_name="gguf" if to == "gguf" else "transformers",
         pipeline_tag=PIPELINES.get(auto_class),
         tags=["lop", "pruned", to],
         **{key: base_data.get(key) for key in INHERITED},  # type: ignore[arg-type]
@@ -128,10 +112,10 @@ def export_card(
         )
         for key in ("dense", "pruned", "exported")
     ]
-    card: ModelCard = ModelCard.from_template(
+    return render(
+        "export.md.jinja",
         data,
-        template_path=_template("export.md.jinja"),
-        title=Path(name).name,
+        name,
         source=f"[{source}](https://huggingface.co/{source})" if source else base or "A model on no Hub repository",
         format=to,
         what=facts.what,
@@ -140,6 +124,4 @@ def export_card(
         tested=facts.tested,
         saves=facts.saves,
         rows=rows,
-        marker=MARKER,
     )
-    return card

@@ -1,7 +1,5 @@
 """The weights of one size of an elastic repository as one file, put together from ranges of bytes."""
 
-import json
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +11,7 @@ from tqdm.auto import tqdm
 
 from hf_lop.hub.elastic.read import Fits, check_transposed, read_prefix
 from hf_lop.hub.read.checkpoint import Shards
-from hf_lop.hub.read.safetensors import BITS, LENGTH, Place
+from hf_lop.hub.read.safetensors import BITS, Place, make_header, num_bytes
 from hf_lop.hub.read.stored import StoredPieces
 from hf_lop.hub.write.whole import check_room
 
@@ -69,34 +67,25 @@ def write_size(
     shapes = {name: _shape(place, entries.get(name), widths) for name, place in main.places.items()}
     # Larger numbers first, so that every tensor is aligned, as safetensors has it; else in the order they are stored.
     names = sorted(main.places, key=lambda name: -BITS[main.places[name].dtype])
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    starts, at = {}, 0
-    for name in names:
-        starts[name] = at
-        at += _bytes(main.places[name].dtype, shapes[name])
-        header[name] = {
-            "dtype": main.places[name].dtype,
-            "shape": list(shapes[name]),
-            "data_offsets": [starts[name], at],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    begin, copies, parts = LENGTH + len(text), [], []
+    tensors = {name: (main.places[name].dtype, shapes[name]) for name in names}
+    header, starts = make_header(tensors, {"format": "pt"})
+    total = len(header) + sum(num_bytes(*tensor) for tensor in tensors.values())
+    copies, parts = [], []
     for name in names:
         entry, place = entries.get(name), main.places[name]
         if entry is None or widths[entry.layer] == entry.unit.count:
-            copies.append(_Copy(place.file, place.start, place.end - place.start, begin + starts[name]))
+            copies.append(_Copy(place.file, place.start, place.end - place.start, starts[name]))
         elif entry.axis == 0 and not (entry.output and fits):
-            copies += _prefixes(place, entry, widths[entry.layer], begin + starts[name])
+            copies += _prefixes(place, entry, widths[entry.layer], starts[name])
         else:
-            parts.append(_Part(name, entry, widths[entry.layer], begin + starts[name]))
-    check_room(path.parent, begin + at)
+            parts.append(_Part(name, entry, widths[entry.layer], starts[name]))
+    check_room(path.parent, total)
     with open(path, "wb") as file:
-        file.truncate(begin + at)
-        file.write(len(text).to_bytes(LENGTH, "little") + text)
+        file.truncate(total)
+        file.write(header)
     jobs = [*(_copy_job(main, copy) for copy in _chunks(copies))]
     jobs += [_part_job(main, transposed, part, fits) for part in parts]
-    _run(jobs, path, total=at, remote=remote)
+    _run(jobs, path, total=total - len(header), remote=remote)
 
 
 def _shape(place: Place, entry: StoredPieces | None, widths: Sequence[int]) -> tuple[int, ...]:
@@ -104,10 +93,6 @@ def _shape(place: Place, entry: StoredPieces | None, widths: Sequence[int]) -> t
     if entry is not None:
         shape[entry.axis] = entry.length(widths[entry.layer])
     return tuple(shape)
-
-
-def _bytes(dtype: str, shape: Sequence[int]) -> int:
-    return math.prod(shape) * BITS[dtype] // 8
 
 
 def _prefixes(place: Place, entry: StoredPieces, width: int, at: int) -> Iterator[_Copy]:

@@ -1,10 +1,8 @@
-"""Pruned models in the formats of other runtimes: other spellings of the config, GGUF, and an ordinary padded model."""
+"""Pruned models in the formats of other runtimes: another spelling of the config, GGUF, and an ordinary padded model."""
 
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,29 +15,29 @@ from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, 
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError, UnsupportedModelError
 from hf_lop.hub.cards.export import FORMATS, export_card
-from hf_lop.hub.export.configs import REWRITES, check_field
+from hf_lop.hub.export.configs import check_field, per_layer_config
 from hf_lop.hub.export.gguf_file import check_config, write_gguf
 from hf_lop.hub.export.uniform import make_uniform
 from hf_lop.hub.read.checkpoint import Shards
 from hf_lop.hub.read.files import Folder
 from hf_lop.hub.read.load import auto_class, load_model, read_config
-from hf_lop.hub.write.companions import (
-    PROCESSOR,
-    TERMS,
-    TOKENIZER,
-    copy_companions,
-    matches,
-    stays_inside,
-    write_whole,
-)
+from hf_lop.hub.read.names import hub_id
+from hf_lop.hub.write.companions import PROCESSOR, TERMS, TOKENIZER, copy_companions, matches, stays_inside
 from hf_lop.hub.write.push import WEIGHTS, open_repository
-from hf_lop.hub.write.whole import check_new
+from hf_lop.hub.write.whole import check_new, check_replaceable, whole_folder, write_whole
 from hf_lop.learning.config import LOPConfig
 from hf_lop.units.configs import DENSE_WIDTH, layer_widths
 from hf_lop.units.kinds import find_units
 from hf_lop.units.measure import measure_size
 from hf_lop.units.modeling_lop import OUTPUT_BIAS, enable_for
 from hf_lop.units.ship import remote_code
+
+# Formats of the version before, and what to do instead; to be removed with the next one.
+GONE = {
+    "anymodel": "Serve the pruned model as it is, by `vllm serve MODEL --model-impl transformers --trust-remote-code`, or "
+    "export it as uniform.",
+    "block_configs": "Export it as per_layer_config, which lists the same widths, or as uniform.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +95,8 @@ def export(
 
     Args:
         model (`str` or `Path`): Hub id or folder of a pruned model.
-        to (`str`): "per_layer_config" (transformers), "anymodel" (vLLM) or "block_configs" (ModelOpt), which change the
-            config only; "gguf" (llama.cpp); or "uniform", zero-padded to the widest layer for any runtime.
+        to (`str`): "per_layer_config" (transformers), which changes the config only; "gguf" (llama.cpp); or "uniform",
+            zero-padded to the widest layer for any runtime.
         out (`str` or `Path`): folder to write, new or empty; it appears whole or not at all.
         push_to (`str`, *optional*): Hub repository to push to as well, in one commit. In that of the pruned model itself a
             change of config sends no weights again.
@@ -117,9 +115,12 @@ def export(
         CheckpointMismatchError: if the checkpoint is damaged.
     """
     out = Path(out).resolve()  # "." has no name
+    if to in GONE:
+        raise InvalidInputError(f"There is no format {to!r} any more, as no release reads it. {GONE[to]}")
     if to not in FORMATS:
         raise InvalidInputError(f"There is no format {to!r}; choose one of {', '.join(FORMATS)}.")
     check_new(out)
+    check_replaceable(out)
     config = read_config(model, token=token)
     widths, dense = _pruned_widths(str(model), config, to)
     if to == "gguf":
@@ -137,13 +138,13 @@ def export(
         api, repo_id, own_card = open_repository(
             push_to, private=private, token=token, revision=revision, create_pr=False
         )
-    with _whole(out) as folder:
+    with whole_folder(out) as folder:
         base_data = _write(str(model), type(config), to, folder, widths, max(dense), token)
         name = repo_id or f"./{out.name}"
         card = export_card(
             to,
             name=name,
-            source=str(model) if not Path(model).exists() else None,
+            source=hub_id(model),
             made=getattr(config, "pruning_config", None) or {},
             auto_class=auto_class(config).__name__,
             file=next((path.name for path in folder.glob("*.gguf")), None),
@@ -186,7 +187,7 @@ def _pruned_widths(name: str, config: Any, to: str) -> tuple[list[int], list[int
         raise UnsupportedModelError(
             f"{name} has one FFN width for all layers, which every runtime reads as it is. Export a model that hf_lop pruned."
         )
-    if to in REWRITES:
+    if to == "per_layer_config":
         check_field(text)
     if to != "gguf" and getattr(text, OUTPUT_BIAS, False):
         raise UnsupportedModelError(
@@ -196,20 +197,6 @@ def _pruned_widths(name: str, config: Any, to: str) -> tuple[list[int], list[int
     made = getattr(config, "pruning_config", None) or {}
     dense = made.get("dense_widths") or [getattr(text, DENSE_WIDTH, None) or max(widths)] * len(widths)
     return widths, dense
-
-
-@contextmanager
-def _whole(out: Path) -> Iterator[Path]:
-    """Give a folder beside `out` that takes its place at the end, or vanishes."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        yield folder
-        folder.chmod(0o755)  # temporary folders are private
-        folder.replace(out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _write(
@@ -222,12 +209,12 @@ def _write(
     token: str | bool | None,
 ) -> dict[str, Any]:
     """Write all files but the card; return the metadata of the pruned model's card."""
-    if to in REWRITES:
+    if to == "per_layer_config":
         source = _download(name, token)
         _copy_weights(source, folder)
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         enable_for(config_class, config)  # reads sparse per_layer_config as a list
-        config = REWRITES[to](config, widths, dense)
+        config = per_layer_config(config, widths, dense)
         if "auto_map" in config:
             for name, code in remote_code().items():
                 write_whole(folder / name, code)

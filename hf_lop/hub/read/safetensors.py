@@ -1,10 +1,11 @@
-"""The safetensors format: where each tensor is in a file, from a header that is checked before it is believed.
+"""The safetensors format: where each tensor is in a file, from a header that is checked before it is believed, or made.
 
 A file is 8 bytes, N as a little-endian integer; N bytes of JSON, the header; then the bytes of all tensors, without gaps.
 """
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 from hf_lop.errors import CheckpointMismatchError
@@ -38,6 +39,31 @@ class Place(NamedTuple):
     shape: tuple[int, ...]
     start: int
     end: int
+
+
+def num_bytes(dtype: str, shape: Sequence[int]) -> int:
+    """Return what a tensor takes."""
+    return math.prod(shape) * BITS[dtype] // 8
+
+
+def make_header(
+    tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, int]]:
+    """Return what a file begins with, and at which byte of it each tensor begins.
+
+    Args:
+        tensors (`Mapping`): dtype, a key of `BITS`, and shape by name, in the order in which their bytes follow.
+        metadata (`Mapping[str, str]`): what the header says about the file.
+    """
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
+    starts, end = {}, 0
+    for name, (dtype, shape) in tensors.items():
+        starts[name], end = end, end + num_bytes(dtype, shape)
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [starts[name], end]}
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % LENGTH)  # so that tensors are aligned in memory
+    begin = LENGTH + len(text)
+    return len(text).to_bytes(LENGTH, "little") + text, {name: begin + start for name, start in starts.items()}
 
 
 def header_length(label: str, first: bytes, size: int) -> int:

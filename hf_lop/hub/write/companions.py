@@ -1,8 +1,6 @@
 """The files of a base model that its pruned checkpoints need: processor, tokenizer, chat template, license."""
 
 import fnmatch
-import os
-import tempfile
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +10,8 @@ import huggingface_hub
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+
+from hf_lop.hub.write.whole import write_whole
 
 PROCESSOR = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 TOKENIZER = (
@@ -31,15 +31,6 @@ TOKENIZER = (
     "chat_template.jinja",
 )
 TERMS = ("LICENSE*", "NOTICE*", "USE_POLICY*")
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(data)
-    os.chmod(file.name, 0o644)  # temporary files are private, repositories are not
-    os.replace(file.name, path)
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:

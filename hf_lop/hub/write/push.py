@@ -9,9 +9,9 @@ from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from hf_lop.errors import InvalidInputError
-from hf_lop.hub.cards.cards import MARKER
+from hf_lop.hub.cards.facts import MARKER
 from hf_lop.hub.write.collections import add_to_collection
-from hf_lop.hub.write.companions import write_whole
+from hf_lop.hub.write.whole import write_whole
 
 # A push replaces all weights: a file of an earlier push must not be read in place of the new ones.
 WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")

@@ -15,19 +15,15 @@ from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
 from hf_lop.evaluation.comparison.plots import plot_estimate
-from hf_lop.hub.cards.cards import MARKER, pruned_model_card, pruner_card
 from hf_lop.hub.cards.elastic import elastic_card
+from hf_lop.hub.cards.facts import MARKER
+from hf_lop.hub.cards.pruned import pruned_model_card
+from hf_lop.hub.cards.pruner import pruner_card
 from hf_lop.hub.elastic.write import PRUNER, TRANSPOSED, kept_pruner, save_transposed
-from hf_lop.hub.write.companions import (
-    PROCESSOR,
-    TERMS,
-    TOKENIZER,
-    base_metadata,
-    copy_companions,
-    matches,
-    write_whole,
-)
+from hf_lop.hub.read.names import hub_id
+from hf_lop.hub.write.companions import PROCESSOR, TERMS, TOKENIZER, base_metadata, copy_companions, matches
 from hf_lop.hub.write.push import STALE, WEIGHTS, open_repository, push_folder
+from hf_lop.hub.write.whole import write_whole
 from hf_lop.planning.plots import plot_plans, plot_widths
 from hf_lop.units.configs import layer_counts, text_configs
 from hf_lop.units.ship import remote_code
@@ -118,7 +114,7 @@ def _companions(
 ) -> tuple[str | None, dict[str, Any]]:
     """Copy processor files; return the Auto class that reads them, and the metadata of the base model's card."""
     source, revision = model.name_or_path, getattr(model.config, "_commit_hash", None)
-    if not source or (not Path(source).is_dir() and source.startswith((".", "~", "/", "\\"))):  # a folder that is gone
+    if not source or (hub_id(source) is None and not Path(source).is_dir()):  # a folder that is gone
         source, revision = made.get("base_model"), made.get("base_revision")
     base_data = copy_companions(source, revision, directory) if source else {}
     names = [file.name for file in directory.iterdir()]

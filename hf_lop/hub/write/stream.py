@@ -17,8 +17,9 @@ from hf_lop.errors import CheckpointMismatchError
 from hf_lop.hub.read.checkpoint import Shards
 from hf_lop.hub.read.files import Folder
 from hf_lop.hub.write.companions import PROCESSOR, TERMS, TOKENIZER, matches
+from hf_lop.hub.write.staging import Staging
 from hf_lop.hub.write.tensors import Cutter, Output, layout
-from hf_lop.hub.write.whole import Staging, check_new, check_room
+from hf_lop.hub.write.whole import check_new, check_room
 
 # Beside the weights, what the result has of the dense model's.
 BESIDE = (*PROCESSOR, *TOKENIZER, *TERMS, "README.md", GENERATION_CONFIG_NAME)
@@ -77,7 +78,7 @@ def write_pruned(
         try:
             shards.check_unchanged()
         except CheckpointMismatchError:
-            staging.discard()  # parts are of other weights, which a later run cannot see
+            staging.clear()  # parts are of other weights, which a later run cannot see
             raise
         staging.finish()
 

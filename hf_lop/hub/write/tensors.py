@@ -5,7 +5,6 @@ rows or columns, and output projections that a recovery changes. The bytes are t
 tensors in memory.
 """
 
-import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +14,7 @@ from typing import Any, Protocol, Self
 import torch
 from safetensors.torch import save
 
-from hf_lop.hub.read.safetensors import LENGTH, Place, parse_json
+from hf_lop.hub.read.safetensors import LENGTH, Place, make_header, parse_json
 from hf_lop.recovery.solve import ROWS, NewRows, in_blocks
 from hf_lop.units.gather import gather
 
@@ -75,14 +74,8 @@ def layout(outputs: Sequence[Output], metadata: Mapping[str, str]) -> tuple[byte
     empty = save({name: torch.empty(0, dtype=output.dtype) for name, output in by_name.items()})
     length = int.from_bytes(empty[:LENGTH], "little")
     found = parse_json("the header", empty[LENGTH : LENGTH + length])  # safetensors itself decides on order and names
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    end = 0
-    for name, entry in found.items():
-        start, end = end, end + by_name[name].num_bytes
-        header[name] = {"dtype": entry["dtype"], "shape": list(by_name[name].shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % LENGTH)
-    return len(text).to_bytes(LENGTH, "little") + text, [by_name[name] for name in found]
+    header, _ = make_header({name: (entry["dtype"], by_name[name].shape) for name, entry in found.items()}, metadata)
+    return header, [by_name[name] for name in found]
 
 
 class Cutter:

@@ -1,54 +1,71 @@
-"""A folder that appears whole or not at all, and can be written over several runs."""
+"""A file or a folder that appears whole or not at all."""
 
 import contextlib
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
 from filelock import FileLock, Timeout
 
 from hf_lop.errors import InvalidInputError
 
-LOT = 2**28  # bytes that are written between two notes
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that appears whole or not at all, in place of the one that is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # a name must not be safe on disk before what it names
+            os.chmod(file.name, 0o644)  # temporary files are private, repositories are not
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
 
 
-def _boot() -> str:
-    """Return what changes when the system starts, or nothing where that is not known."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
+@contextlib.contextmanager
+def whole_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Give an empty folder of the same name, which takes its place at the end, or vanishes with an error.
+
+    Args:
+        out (`Path`): the folder that shall appear; new or empty.
+        replace (`bool`): whether it may hold something, which then goes when all of the new one is written.
+
+    Raises:
+        InvalidInputError: if something is in its place, or another process writes it.
+    """
+    with Partial(out) as partial:
+        partial.clear()  # what a process left that was killed
+        try:
+            partial.folder.mkdir()
+            yield partial.folder
+            sync_all(partial.folder)
+            partial.publish(replace=replace)
+        finally:
+            partial.clear()
+            partial.leave()
 
 
-# What a killed process wrote is not lost while the system runs. To make every lot safe at once would keep the disk from
-# reading: with it, copying takes a third longer.
-BOOT = _boot()
+class Partial:
+    """A folder `.NAME.partial/NAME` beside a folder NAME that shall appear, written by one process at a time.
 
-
-class Staging:
-    """Writes a folder `NAME` as `.NAME.partial/NAME` beside it, with a journal of what is there.
-
-    A later run with the same job goes on from there; one with another job starts anew. The folder appears when all of it is
-    safely on disk.
+    Attributes:
+        out (`Path`): the folder that shall appear.
+        root (`Path`): what is beside it.
+        folder (`Path`): what is written to.
     """
 
-    def __init__(self, out: Path, job: str) -> None:
-        """Prepare to write.
-
-        Args:
-            out (`Path`): the folder that shall appear.
-            job (`str`): what determines every byte of it.
-        """
-        self.out, self.job = out.resolve(), job
+    def __init__(self, out: Path) -> None:
+        """Name the folders; as a context, this keeps other processes away."""
+        self.out = out.resolve()
         self.root = self.out.parent / f".{self.out.name}.partial"
         self.folder = self.root / self.out.name
-        self._journal = self.root / "journal.jsonl"
         self._lock = FileLock(self.root / "lock", timeout=0)
-        self._noted: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         check_replaceable(self.out)
@@ -59,141 +76,46 @@ class Staging:
             raise InvalidInputError(
                 f"Another process is writing {self.out}. Wait for it, or choose a new folder."
             ) from error
-        try:
-            self._noted = self._read()
-            if self._noted.keys() <= {"job"}:  # a step that was killed may have left files
-                self.discard()
-                self.folder.mkdir()
-                self._note("job", 0, job=self.job)
-        except BaseException:
-            self._lock.release()
-            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
-    @property
-    def resumed(self) -> int:
-        """Bytes that an earlier run left."""
-        return sum(self._noted.values())
-
-    def discard(self) -> None:
+    def clear(self) -> None:
         """Remove what is written."""
-        self._noted = {}
-        self._journal.unlink(missing_ok=True)  # first: if this is killed, no later run believes that all is there
-        _sync(self.root)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for path in self.root.iterdir():
+            if path.is_file() and path.name != "lock":
+                path.unlink()  # the journal first: if this is killed, no later run believes that all is there
+        sync(self.root)
+        for path in self.root.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
 
-    def once(self, step: str, make: Callable[[], None]) -> None:
-        """Do a step unless an earlier run did it; what it writes is safe afterwards."""
-        if step not in self._noted:
-            make()
-            sync_all(self.folder)
-            self._note(step, 0)
-
-    def write(self, file: str, parts: Iterable[tuple[bytes | Callable[[], Iterator[memoryview]], int]]) -> None:
-        """Write a file, except what an earlier run has written of it; until it is complete it has another name.
-
-        Args:
-            file (`str`): its name.
-            parts (`Iterable`): its contents in order: each as bytes or what makes them, and how many bytes they are.
-        """
-        final, partial = self.folder / file, self.folder / f"{file}.partial"
-        done = self._noted.get(file, 0)
-        if final.exists() and file in self._noted:
-            return
-        if done and (not partial.exists() or partial.stat().st_size < done):
-            done = 0
-        with partial.open("r+b" if done else "wb", buffering=0) as stream, ThreadPoolExecutor(1) as disk:
-            stream.truncate(done)
-            stream.seek(done)
-            end, noted = 0, done
-            for content, size in parts:
-                end += size
-                if end <= done:
-                    continue
-                self._pass_on(disk, stream, (content,) if isinstance(content, bytes) else content())
-                if stream.tell() != end:
-                    raise AssertionError(f"{file}: a tensor has other bytes than its shape says")
-                if end - noted >= LOT:
-                    if not BOOT:
-                        os.fsync(stream.fileno())
-                    self._note(file, end, unsafe=bool(BOOT))
-                    noted = end
-            os.fsync(stream.fileno())
-        self._note(file, end)
-        os.replace(partial, final)
-
-    @staticmethod
-    def _pass_on(disk: ThreadPoolExecutor, stream: BinaryIO, pieces: Iterable[bytes | memoryview]) -> None:
-        """Write pieces, each while the next one is made."""
-        writing: Future[None] | None = None
-        try:
-            for piece in pieces:
-                if writing is not None:
-                    writing.result()
-                writing = disk.submit(_write_all, stream, piece)
-        finally:
-            if writing is not None:
-                writing.result()
-
-    def finish(self) -> None:
-        """Let the folder appear.
+    def publish(self, *, replace: bool = False) -> None:
+        """Let the folder appear; what is in it is safe on disk already.
 
         Raises:
-            InvalidInputError: if something is in its place by now; the same job can finish later.
+            InvalidInputError: if something is in its place that it may not replace.
         """
         with contextlib.suppress(OSError):  # an empty folder is in its place; a full one is not removed
             self.out.rmdir()
-        _sync(self.folder)
+        sync(self.folder)
         try:
+            if replace and self.out.exists():
+                os.rename(self.out, self.root / "before")
             os.rename(self.folder, self.out)
         except OSError as error:
             raise InvalidInputError(
-                f"{self.out} cannot be put in place: {error} If it was made meanwhile, remove it and do the same again: what is "
-                "written is kept."
+                f"{self.out} cannot be put in place: {error} If it was made meanwhile, remove it and do the same again."
             ) from error
-        _sync(self.out.parent)
-        self._journal.unlink()
+        sync(self.out.parent)
+
+    def leave(self) -> None:
+        """Remove what is beside the folder, if it is empty."""
         Path(self._lock.lock_file).unlink(missing_ok=True)  # while it is held: behind it, another process may begin
         self._lock.release()
         with contextlib.suppress(OSError):  # another process has begun
             self.root.rmdir()
-
-    def _note(self, step: str, size: int, *, unsafe: bool = False, **more: str) -> None:
-        """Note a step that is safely on disk, or as `unsafe` one that is only with the system yet."""
-        self._noted[step] = size
-        entry = {"step": step, "bytes": size, **({"boot": BOOT} if unsafe else {}), **more}
-        with self._journal.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry) + "\n")
-            stream.flush()
-            if not unsafe:
-                os.fsync(stream.fileno())
-
-    def _read(self) -> dict[str, int]:
-        """Return what the journal notes of this job, and cut off what cannot be read; nothing if it is of another."""
-        noted: dict[str, int] = {}
-        length = 0
-        try:
-            lines = self._journal.read_bytes().split(b"\n")
-        except OSError:
-            return noted
-        for line in lines[:-1]:  # a last line without end was cut off
-            try:
-                entry = json.loads(line)
-                step, size, job, boot = entry["step"], int(entry["bytes"]), entry.get("job"), entry.get("boot", BOOT)
-            except (ValueError, KeyError, TypeError):
-                break
-            if length == 0 and job != self.job:
-                return {}
-            if boot == BOOT:  # what was with the system is lost if that stopped
-                noted[step] = size
-            length += len(line) + 1
-        if not self.folder.is_dir():
-            return {}
-        os.truncate(self._journal, length)
-        return noted
 
 
 def check_new(folder: Path) -> None:
@@ -238,20 +160,14 @@ def check_room(folder: Path, needed: int) -> None:
         )
 
 
-def _write_all(stream: BinaryIO, piece: bytes | memoryview) -> None:
-    view = memoryview(piece)
-    while view:
-        view = view[stream.write(view) :]
-
-
 def sync_all(folder: Path) -> None:
     """Make all that is in a folder safe on disk, with its names."""
     for path in (*folder.rglob("*"), folder):
         if path.is_file() or path.is_dir():
-            _sync(path)
+            sync(path)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Make a file or folder safe on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:

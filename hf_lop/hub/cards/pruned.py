@@ -1,0 +1,106 @@
+"""The card of a pruned model."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import ModelCard
+
+from hf_lop.hub.cards.facts import (
+    PIPELINES,
+    calibration_rows,
+    linked,
+    loading,
+    metadata,
+    render,
+    size_facts,
+    when_judged,
+)
+from hf_lop.planning.show import si
+
+
+def pruned_model_card(
+    config: Mapping[str, Any],
+    *,
+    name: str,
+    widths: Sequence[int],
+    parameters: int,
+    num_bytes: int,
+    processor: str | None = None,
+    base_data: Mapping[str, Any] | None = None,
+    tags: Iterable[str] = (),
+) -> ModelCard:
+    """Render the card of a pruned model.
+
+    Args:
+        config (`Mapping`): its config.json, with `auto_map` and `pruning_config`.
+        name (`str`): what `from_pretrained` takes: the Hub id, or a folder as seen from its parent.
+        widths (`Sequence[int]`): `[L]` neurons kept in each layer.
+        parameters (`int`): of the pruned model.
+        num_bytes (`int`): of these parameters.
+        processor (`str`, *optional*): "AutoProcessor" or "AutoTokenizer", where the repository has one.
+        base_data (`Mapping`, *optional*): metadata of the base model's card; license and language are taken from it.
+        tags (`Iterable[str]`): further tags of the card.
+
+    Returns:
+        `ModelCard`: valid metadata and Markdown.
+    """
+    made = config["pruning_config"]
+    dense = made["dense_widths"]
+    load = loading(config["auto_map"], config["architectures"][0], processor)
+    before, after = made["dense_bytes"] / made["dense_parameters"], num_bytes / parameters
+    base = linked(made.get("base_model"), made.get("base_revision"))
+    pruner = linked(made.get("pruner"), made.get("pruner_revision"))
+    sizes = [
+        ("parameters", f"{made['dense_parameters']:,}", f"{parameters:,}", parameters / made["dense_parameters"]),
+        ("memory of the weights", si(made["dense_bytes"], "B"), si(num_bytes, "B"), num_bytes / made["dense_bytes"]),
+        ("FFN neurons", f"{sum(dense):,}", f"{sum(widths):,}", sum(widths) / sum(dense)),
+    ]
+    if "flops" in made:  # missing in repositories of earlier versions
+        flops, dense_flops = made["flops"], made["dense_flops"]
+        sizes.insert(2, ("FLOPs of the text decoder per token", si(dense_flops), si(flops), flops / dense_flops))
+    estimate = made.get("estimated_divergence")
+    provenance = {
+        "base model": base or "on no Hub repository",
+        "pruner": pruner or "on no Hub repository",
+        "criterion": f"`{made['criterion']}`",
+    }
+    return render(
+        "pruned_model.md.jinja",
+        metadata(
+            made.get("base_model"),
+            "finetune",  # the Hub knows adapter, merge, quantized and finetune; pruned weights are changed weights
+            base_data,
+            library_name="transformers",
+            pipeline_tag=PIPELINES.get(str(load["auto_class"])),
+            tags=["lop", "pruned", *tags],
+        ),
+        name,
+        **load,
+        pipeline=PIPELINES.get(str(load["auto_class"])),
+        base=base or f"A `{config['model_type']}` model that is on no Hub repository",
+        pruner=pruner,
+        method=made["method"],
+        recovery=made.get("recovery"),
+        criterion=made["criterion"],
+        round_to=made["round_to"],
+        judged=f", {when_judged(made.get('calibration'))}" if made.get("recovery") else "",
+        estimate=f"{estimate:.2g}" if estimate is not None else None,
+        dtype_note=(
+            f"Part of the memory is saved by another dtype: {before:.3g} bytes per parameter before, {after:.3g} after."
+            if abs(before / after - 1) > 0.01
+            else None
+        ),
+        sizes=[(*row, f"{share - 1:+.1%}") for *row, share in sizes],
+        **size_facts(dense, widths, made["dense_parameters"], parameters, num_bytes),
+        neurons_removed=f"{sum(dense) - sum(widths):,}",
+        dense_neurons=f"{sum(dense):,}",
+        rows=[
+            (layer, f"{full:,}", f"{kept:,}", f"{1 - kept / full:.1%}")
+            for layer, (full, kept) in enumerate(zip(dense, widths, strict=True))
+        ],
+        provenance=[
+            *provenance.items(),
+            *calibration_rows(made.get("calibration")),
+            *([("pruned with", f"hf_lop {version}")] if (version := made.get("hf_lop_version")) else []),
+        ],
+    )
