@@ -22,6 +22,7 @@ def fake_pruner(model, *, sketch_rows=8, seed=0):
             base_size=size.to_dict(),
             predictor="mlp",
             search_table=table,
+            calibration={"search": "mcts"},
             max_ratio=0.7,
             sketch_rows=sketch_rows,
         )
@@ -29,9 +30,10 @@ def fake_pruner(model, *, sketch_rows=8, seed=0):
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(width, generator=generator) for width in size.widths]
     pruner.neuron_order.copy_(torch.cat(orders).to(torch.uint16))
+    columns = sum(size.widths) * size.block
     for name in ("mean", "square", "fluctuation", "norm"):
-        getattr(pruner, name).copy_(torch.rand(sum(size.widths), generator=generator) + 0.1)
+        getattr(pruner, name).copy_(torch.rand(columns, generator=generator) + 0.1)
     if sketch_rows:
         pruner.sketch.copy_(torch.randint(0, 256, pruner.sketch.shape, generator=generator, dtype=torch.uint8))
-        pruner.sketch_scale.copy_(torch.rand(sum(size.widths), generator=generator) * 0.05)
+        pruner.sketch_scale.copy_(torch.rand(columns, generator=generator) * 0.05)
     return pruner.eval()

@@ -21,11 +21,10 @@ import numpy as np
 import torch
 
 from hf_lop import LOPPruner, demo
-from hf_lop.learning.pairs import training_pairs
 from hf_lop.learning.predictors import PREDICTORS, build_predictor, train_predictor
 from hf_lop.learning.rewards import Reward
 from hf_lop.planning.space import SearchSpace
-from hf_lop.planning.table import target_grid
+from hf_lop.planning.table import target_grid, training_pairs
 
 RESULTS = Path(__file__).parent / "results"
 DRAWN, REPORT, EVALUATIONS, SEEDS = 100, 200, 24, 3
@@ -35,7 +34,7 @@ Plans = Callable[[float], np.ndarray]
 
 def straight_lines(table: Table) -> Plans:
     """Interpolate between the rows, and between the first one and nothing at all."""
-    targets, ratios = (values.double().numpy() for values in training_pairs(table, len(table[0]["ratios"])))
+    targets, ratios = training_pairs(table, len(table[0]["ratios"]))
     return lambda target: np.array([np.interp(target, targets, column) for column in ratios.T])
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from steps import Clock, Steps
 
+from hf_lop.learning.bench import Bench
 from hf_lop.learning.decoder.replay import record_batches
 from hf_lop.learning.importance import neuron_order, unit_importance
-from hf_lop.learning.pairs import training_pairs
 from hf_lop.learning.predictors import build_predictor, train_predictor
 from hf_lop.learning.probes import probe_layers
 from hf_lop.learning.rewards import Reward
@@ -25,7 +25,7 @@ from hf_lop.planning.journal import Journal
 from hf_lop.planning.mcts import MCTS
 from hf_lop.planning.search import run_search
 from hf_lop.planning.space import SearchSpace
-from hf_lop.planning.table import learn_table
+from hf_lop.planning.table import learn_table, training_pairs
 from hf_lop.recovery.by_layer import recover_lstsq, set_output_weights
 from hf_lop.recovery.moments import second_moments
 from hf_lop.units.measure import measure_size
@@ -153,7 +153,7 @@ class Run(Steps):
         def probe() -> dict[str, Any]:
             order = neuron_order(self.scores(criterion))
             with Clock() as clock:
-                found = probe_layers(self.model, self.units, order, batches(self.blocks["probe"]), PROBES)[0]
+                found = probe_layers(Bench(self.model, order, batches(self.blocks["probe"])), PROBES)[0]
             return {"damage": found.tolist(), "seconds": clock.seconds}
 
         return self.kept("probes", probe)  # type: ignore[no-any-return]

@@ -44,10 +44,10 @@ def pull(
     from hf_lop.hub.write.whole import check_new
 
     check_new(out)
+    from hf_lop.planning.budget import Budget
     from hf_lop.pruner.sizes import pull as pull_size
 
-    budgets = {"ratio": ratio, "params": params, "memory": memory, "flops": flops, "latency": latency}
-    how = {"round_to": round_to, "recover": None if recover == "none" else recover}
-    made = pull_size(repository, out, budgets=budgets | how, revision=revision)
+    budget = Budget.of(ratio, params=params, memory=memory, flops=flops, latency=latency, round_to=round_to)
+    made = pull_size(repository, out, budget, recover=None if recover == "none" else recover, revision=revision)
     text = f"Saved {out}: {made['parameters']:,} parameters. Load it with from_pretrained."
     show({"out": str(out), **made}, text, as_json)

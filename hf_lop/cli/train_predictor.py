@@ -26,7 +26,7 @@ def train_predictor(
 
     check_push(push_to, collection)
     check_new(out)
-    from hf_lop.learning.pairs import read_table
+    from hf_lop.planning.table import read_table
     from hf_lop.pruner.pruner import LOPPruner
 
     loaded = LOPPruner.from_pretrained(pruner)

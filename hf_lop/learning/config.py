@@ -19,6 +19,7 @@ class LOPConfig(PreTrainedConfig):
     """What a pruner knows about its base model and how it was made.
 
     Attributes:
+        format (`int`): of the repository; 0 for those made before there were numbers.
         base_model (`str`, *optional*): Hub id of the dense model.
         base_revision (`str`, *optional*): commit of the dense model.
         base_model_type (`str`, *optional*): its `model_type`.
@@ -43,6 +44,7 @@ class LOPConfig(PreTrainedConfig):
     """
 
     model_type = "lop"
+    format: int = 0
     base_model: str | None = None
     base_revision: str | None = None
     base_model_type: str | None = None
@@ -114,13 +116,16 @@ class LOPConfig(PreTrainedConfig):
         others = {key: found[key] for key in ("around", "context") if found.get("around") is not None}
         return additive_damage(found["damage"], found["ratios"], dense, ratios, **others)
 
-    def check_fits(self, model: PreTrainedModel, size: ModelSize, *, strict: bool) -> None:
+    def check_fits(
+        self, model: PreTrainedModel, size: ModelSize, *, strict: bool, sorted_by: str | None = None
+    ) -> None:
         """Refuse a model that the pruner was not made for.
 
         Args:
             model (`PreTrainedModel`): the dense model to prune.
             size (`ModelSize`): its measured size.
             strict (`bool`): refuse, instead of warn about, another commit of the base model.
+            sorted_by (`str`, *optional*): digest of the order by which the pieces of the model are sorted, as far as is known.
 
         Raises:
             CheckpointMismatchError: if model type, layers, widths or hidden size differ, the neurons are sorted otherwise, or
@@ -142,7 +147,7 @@ class LOPConfig(PreTrainedConfig):
                 )
         mark = getattr(model.config, "elastic_config", None)
         order = mark.get("order") if isinstance(mark, dict) else None
-        if order != self.sorted_by:
+        if order != (sorted_by or self.sorted_by):
             raise CheckpointMismatchError(
                 "The neurons of this model are sorted, by another order than this pruner's. Use the pruner of its own "
                 "elastic repository: LOPPruner.from_pretrained(ID) with the id of that."

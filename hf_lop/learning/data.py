@@ -1,5 +1,6 @@
 """From what users have, chats with pictures or plain text, to batches of model inputs, in splits that never overlap."""
 
+import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
@@ -137,6 +138,20 @@ def fingerprint(batches: Iterable[Mapping[str, Any]]) -> str:
             if isinstance(value := batch[key], torch.Tensor):
                 digest.update(key.encode() + str(tuple(value.shape)).encode())
                 digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def rows_fingerprint(rows: Iterable[Any]) -> str:
+    """Return 16 hexadecimal digits that depend on every sample as it was given: its texts and the pixels of its pictures."""
+    digest = sha256()
+
+    def plain(value: Any) -> Any:
+        if hasattr(value, "tobytes") and hasattr(value, "size"):  # pictures and arrays
+            return [str(getattr(value, "mode", "")), str(value.size), sha256(value.tobytes()).hexdigest()]
+        return str(value)
+
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, default=plain).encode() + b"\n")
     return digest.hexdigest()[:16]
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from hf_lop.errors import InvalidInputError
+from hf_lop.planning.budget import Floats
 
 
 class RatioPredictor(nn.Module, abc.ABC):
@@ -242,8 +243,8 @@ def build_predictor(name: str, num_layers: int, *, seed: int = 0, **sizes: int) 
 
 def train_predictor(
     predictor: RatioPredictor,
-    targets: Tensor,
-    ratios: Tensor,
+    targets: Tensor | Floats,
+    ratios: Tensor | Floats,
     *,
     epochs: int = 64,
     batch_size: int = 40,
@@ -255,8 +256,8 @@ def train_predictor(
 
     Args:
         predictor: What to train, in place.
-        targets: Target ratios `[N] float32` in [0, 1], on the predictor's device.
-        ratios: Layer ratios found for them `[N, L] float32` in [0, 1].
+        targets: Target ratios `[N]` in [0, 1].
+        ratios: Layer ratios found for them `[N, L]` in [0, 1].
         epochs: Passes over the pairs (the paper: at most 64).
         batch_size: Pairs per step.
         learning_rate: Of Adam.
@@ -271,6 +272,8 @@ def train_predictor(
 
     Source: LOP (arXiv 2506.12826), Eq. 12.
     """
+    place = next(predictor.parameters()).device
+    targets, ratios = (torch.as_tensor(values, dtype=torch.float32, device=place) for values in (targets, ratios))
     if targets.ndim != 1 or ratios.shape != (len(targets), predictor.num_layers):
         shapes = f"targets has shape {tuple(targets.shape)} and ratios {tuple(ratios.shape)}"
         raise InvalidInputError(f"{shapes}; pass [N] and [N, {predictor.num_layers}].")

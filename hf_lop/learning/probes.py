@@ -2,30 +2,18 @@
 
 import contextlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
 
+from hf_lop.learning.bench import Bench
 from hf_lop.learning.decoder.layers import LayerRuns
-from hf_lop.learning.decoder.replay import Recorded, record_batches
-from hf_lop.learning.processes import Processes
-from hf_lop.units.unit import Unit
-from hf_lop.units.views import ElasticModel, OutputWeights
+from hf_lop.learning.decoder.replay import Recorded
+from hf_lop.units.views import ElasticModel
 
 
-def probe_layers(
-    model: nn.Module,
-    units: Sequence[Unit],
-    order: Sequence[torch.Tensor],
-    batches: Iterable[Mapping[str, Any]],
-    ratios: Sequence[float],
-    contexts: Sequence[float] = (0.0,),
-    processes: Processes | None = None,
-    outputs: OutputWeights | None = None,
-) -> np.ndarray:
+def probe_layers(bench: Bench, ratios: Sequence[float], contexts: Sequence[float] = (0.0,)) -> np.ndarray:
     """Measure what cutting each single layer costs: KL(dense || only layer l cut to ratio r), mean over predictions.
 
     The additive approximation of operation pruning (DOP) adds these up. In a context c above 0 all other layers are cut to
@@ -37,16 +25,10 @@ def probe_layers(
     [`ElasticModel`].
 
     Args:
-        model (`nn.Module`): the dense model; only read.
-        units (`Sequence[Unit]`): its L FFNs.
-        order (`Sequence[torch.Tensor]`): neurons of each layer from most to least important, `[n] int64`.
-        batches (`Iterable[Mapping]`): model inputs. With `labels` `[B, T]`, only predictions of labelled tokens (not
-            -100) count; without, those of all tokens that are not padding.
+        bench (`Bench`): the dense model, its order and the batches. Of several processes each probes every n-th batch, so that
+            the dense model runs no more than once on any.
         ratios (`Sequence[float]`): P pruning ratios to probe, each in (0, 1].
         contexts (`Sequence[float]`): C ratios of all other layers, each in [0, 1); 0 is the dense model.
-        processes (`Processes`, *optional*): all of them call this with the same batches; each probes every n-th batch, so
-            that the dense model runs no more than once on any.
-        outputs (`Callable`, *optional*): output projections of cut layers, see [`ElasticModel`].
 
     Returns:
         `np.ndarray`: `[C, L, P] float64` divergences in nats per prediction.
@@ -54,11 +36,10 @@ def probe_layers(
     Raises:
         InvalidInputError: if there is no batch with a prediction to score.
     """
-    elastic, processes = ElasticModel(model, order, outputs), processes or Processes()
-    runs = LayerRuns(elastic.model, units)
-    recorded = record_batches(elastic.model, batches, processes)
-    bar = processes.bar(recorded, "probing layers")
-    shares = processes.gather(lambda: [_probe(elastic, runs, units, entry, ratios, contexts) for entry in bar])
+    elastic, processes = bench.elastic, bench.processes
+    runs = LayerRuns(elastic.model, elastic.units)
+    bar = processes.bar(bench.recorded, "probing layers")
+    shares = processes.gather(lambda: [_probe(elastic, runs, entry, ratios, contexts) for entry in bar])
     sums, counts = zip(*(entry for share in shares for entry in share), strict=True)
     total: np.ndarray = np.apply_along_axis(math.fsum, 0, np.stack(sums))  # exact, whatever the order of the batches
     return total / sum(counts)
@@ -68,12 +49,12 @@ def probe_layers(
 def _probe(
     elastic: ElasticModel,
     runs: LayerRuns,
-    units: Sequence[Unit],
     entry: Recorded,
     ratios: Sequence[float],
     contexts: Sequence[float],
 ) -> tuple[np.ndarray, int]:
     """Return the divergences `[C, L, P] float64` of one batch, summed over its predictions, and their number."""
+    units = elastic.units
 
     def predict() -> torch.Tensor:
         return entry.logits(elastic.model)

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from hf_lop.errors import InvalidInputError
+from hf_lop.learning.bench import Bench
 from hf_lop.learning.data import IGNORED
-from hf_lop.learning.decoder.replay import Recorded, record_batches
+from hf_lop.learning.decoder.replay import Recorded
 from hf_lop.learning.divergence import DenseTop
 from hf_lop.learning.processes import Processes
 from hf_lop.units.views import ElasticModel, OutputWeights
@@ -173,8 +174,8 @@ class Reward:
         Raises:
             InvalidInputError: if `kind` is unknown, no target is known, or answers are needed and not labelled.
         """
-        elastic = ElasticModel(model, order, outputs)
-        return cls(elastic, record_batches(elastic.model, batches, processes), kind, processes)
+        bench = Bench(model, order, batches, processes, outputs)
+        return cls(bench.elastic, bench.recorded, kind, processes)
 
     def __call__(self, widths: Sequence[int]) -> Score:
         """Score widths `[L]`, one per layer.
@@ -219,15 +220,8 @@ def reward_name(reward: str | Judge) -> str:
     return name
 
 
-def scorer(
-    model: nn.Module,
-    order: Sequence[torch.Tensor],
-    batches: Iterable[Mapping[str, Any]],
-    reward: str | Judge,
-    processes: Processes | None = None,
-    outputs: OutputWeights | None = None,
-) -> Callable[[Sequence[int]], Score]:
-    """Return what scores widths `[L]`: [`Reward.on`], of one of `REWARDS`, or a callable's own verdict.
+def scorer(bench: Bench, reward: str | Judge) -> Callable[[Sequence[int]], Score]:
+    """Return what scores widths `[L]`: a [`Reward`] of one of `REWARDS`, or a callable's own verdict.
 
     The callable brings its own data. It is given the candidate, a model of the same class in evaluation mode that can
     `generate` and is valid during the call (its config keeps the dense widths), and returns a number or a `Score`, higher
@@ -235,8 +229,8 @@ def scorer(
     calls it for every candidate, and the verdict of the main one counts.
     """
     if isinstance(reward, str):
-        return Reward.on(model, order, batches, reward, processes, outputs)
-    elastic = ElasticModel(model, order, outputs)
+        return Reward(bench.elastic, bench.recorded, reward, bench.processes)
+    elastic = bench.elastic
 
     def score(widths: Sequence[int]) -> Score:
         elastic.set_widths(widths)

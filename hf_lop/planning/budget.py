@@ -1,4 +1,4 @@
-"""From layer ratios to exact widths, and from any budget to a number of kept neurons.
+"""Budgets: limits that hold at once; from layer ratios to exact widths, and from any limit to a number of kept neurons.
 
 Symbols: L = decoder layers, n_l = dense width of layer l (neurons), k_l = its kept neurons, r_l = its pruning ratio.
 """
@@ -7,6 +7,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +22,73 @@ _UNITS = {"": 1, "B": 1} | {
     for power, letter in enumerate("KMGT", start=1)
     for unit, base in ((f"{letter}B", 1000), (f"{letter}IB", 1024))
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a pruned model may cost: upper limits that all hold, and the conditions under which they are counted.
+
+    Attributes:
+        ratio (`float`, *optional*): fraction of all pieces to remove, in [0, 1).
+        params (`float`, *optional*): parameters the whole model may have.
+        memory (`float`, *optional*): bytes its parameters may take.
+        flops (`float`, *optional*): FLOPs its text decoder may need per token.
+        latency (`float`, *optional*): seconds all its units may take for one token.
+        round_to (`int`): widths are multiples of this.
+    """
+
+    ratio: float | None = None
+    params: float | None = None
+    memory: float | None = None
+    flops: float | None = None
+    latency: float | None = None
+    round_to: int = 1
+
+    @classmethod
+    def of(
+        cls,
+        ratio: float | None = None,
+        *,
+        params: float | None = None,
+        memory: float | str | None = None,
+        flops: float | None = None,
+        latency: float | None = None,
+        round_to: int = 1,
+    ) -> "Budget":
+        """Read and check a budget; memory may be a string such as "6GB".
+
+        Raises:
+            InvalidInputError: if no limit is given, or a value is out of its range.
+        """
+        given = {"ratio": ratio, "params": params, "memory": memory, "flops": flops, "latency": latency}
+        limits = {kind: _limit(kind, value) for kind, value in given.items() if value is not None}
+        if not limits:
+            raise InvalidInputError(
+                f"No budget was given; give at least one of {', '.join(LIMITS)}. Of several, all hold at once."
+            )
+        return cls(**limits, round_to=positive_integer("round_to", round_to))
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits that are given, by name."""
+        return {kind: value for kind in LIMITS if (value := getattr(self, kind)) is not None}
+
+
+LIMITS = ("ratio", "params", "memory", "flops", "latency")
+
+
+def _limit(kind: str, value: float | str) -> float:
+    """Read one limit and check its range."""
+    if kind == "memory":
+        return parse_bytes(value)
+    if isinstance(value, bool | str) or not isinstance(value, int | float | np.number):
+        raise InvalidInputError(f"{kind} is {value!r}; it must be a number.")
+    number = float(value)
+    if kind == "ratio" and not 0 <= number < 1:
+        raise InvalidInputError(f"ratio is {value}; it must be in [0, 1): the fraction of FFN neurons to remove.")
+    if not (math.isfinite(number) and number >= 0):
+        raise InvalidInputError(f"{kind} is {value}; it must be a finite number, not negative.")
+    return number
 
 
 def project(
@@ -68,7 +136,7 @@ def project(
     if budget >= price @ dense:
         return dense
     if budget < price @ lowest:
-        raise _infeasible(budget, float(price @ lowest))
+        raise infeasible(budget, float(price @ lowest))
     # Real widths n_l clip(1 - r_l + t, floor, 1) that cost the budget exactly, then rounded down to blocks.
     wanted = _water_fill(keep, lowest / dense, price * dense, float(budget)) * dense
     widths = np.maximum(wanted.astype(np.int64) // block * block, lowest)
@@ -123,7 +191,7 @@ def bisect_budget(
     best = plan_for(lowest)
     best_cost = cost(best)
     if not best_cost <= budget:
-        raise _infeasible(budget, best_cost)
+        raise infeasible(budget, best_cost)
     top = math.ceil((highest - lowest) / stride)
     fits, exceeds = 0, top  # invariant: cost(fits) <= budget < cost(exceeds)
     while exceeds - fits > 1:
@@ -170,7 +238,8 @@ def _water_fill(keep: Floats, floor: Floats, weights: Floats, budget: float) -> 
     return shifted
 
 
-def _infeasible(budget: float, least: float) -> InfeasibleBudgetError:
+def infeasible(budget: float, least: float) -> InfeasibleBudgetError:
+    """Return the error of a budget below the least possible cost."""
     return InfeasibleBudgetError(
         f"A budget of {budget:.10g} is below the smallest possible plan, {least:.10g} (one block of round_to neurons "
         "in every layer). Ask for at least that, or lower round_to."

@@ -1,18 +1,16 @@
 """A plan: the width of every layer for one budget, and what that saves."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from hf_lop.errors import InfeasibleBudgetError, InvalidInputError
-from hf_lop.planning.budget import Floats, Widths, bisect_budget, parse_bytes, positive_integer, project
+from hf_lop.planning.budget import Budget, Floats, Widths, bisect_budget, infeasible, project
 from hf_lop.planning.show import si
-from hf_lop.units.measure import ffn_seconds
 from hf_lop.units.size import ModelSize
 
 if TYPE_CHECKING:
@@ -115,104 +113,113 @@ class Plan:
         return "\n".join(lines)
 
 
+# Given a model size, measures seconds `[P]` of one unit for one token at widths `[P]`.
+MeasureSeconds = Callable[[ModelSize], tuple[Widths, Floats]]
+
+
 def plan_budget(
     predict: Callable[[float], Floats],
     size: ModelSize,
-    budgets: dict[str, float | str | None],
+    budget: Budget,
     *,
-    round_to: int,
-    device: torch.device,
-    dtype: torch.dtype,
+    measure: MeasureSeconds | None = None,
 ) -> Plan:
-    """Plan for one of several kinds of budget.
+    """Plan the widths for a budget.
 
-    A ratio fixes the number of kept neurons. Every other budget is met by bisection over that number: the predictor takes
+    A ratio fixes the number of kept neurons. Every other limit is met by bisection over that number: the predictor takes
     milliseconds, and a model with more neurons costs more.
 
     Args:
         predict: maps a target ratio to layer ratios `[L]`.
         size (`ModelSize`): the dense model.
-        budgets (`dict`): exactly one of ratio, params, memory, flops, latency that is not None.
-        round_to (`int`): widths are multiples of this.
-        device (`torch.device`): where latency is measured.
-        dtype (`torch.dtype`): in which latency is measured.
+        budget (`Budget`): limits, which all hold for the plan.
+        measure (`Callable`, *optional*): measures latency; needed for a limit of that only.
 
     Returns:
         `Plan`: the largest that the budget allows.
 
     Raises:
-        InvalidInputError: if not exactly one budget is given, or its value is out of range.
-        InfeasibleBudgetError: if the smallest possible model exceeds the budget.
+        InfeasibleBudgetError: if the smallest possible model exceeds a limit; the message names it.
     """
-    kind, number = read_budget(budgets)
-    block = positive_integer("round_to", round_to)
-    neurons, lowest = sum(size.widths), sum(min(block, width) for width in size.widths)
+    neurons, block = sum(size.widths), budget.round_to
+    highest, lowest = check_feasible(size, budget)
+    seconds = None if budget.latency is None else _seconds(size, measure)
+    costs = _costs(size) if seconds is None else {**_costs(size), "latency": seconds}
+    limits = {kind: limit for kind, limit in budget.limits.items() if kind != "ratio"}
 
     def widths_for(kept: float) -> Widths:
         return project(predict(max(0.0, 1 - kept / neurons)), size.widths, kept, round_to=block)
 
-    if kind == "ratio":
-        # Rounding keeps 1000 * (1 - 0.3) from losing a neuron to floating point.
-        kept = math.floor(round(neurons * (1 - number), 6))
-        if kept < lowest:
-            highest = math.floor(1e4 * (1 - lowest / neurons)) / 1e4
-            raise InfeasibleBudgetError(
-                f"ratio is {number:g}, which keeps {kept} of {neurons} neurons; the smallest possible plan keeps {lowest}, "
-                f"one block of {block} in every layer. Ask for a ratio of at most {highest:g}, or lower round_to."
-            )
-        return Plan(_ints(widths_for(kept)), size)
-    seconds = _latency(size, device, dtype) if kind == "latency" else None
-    costs = {"params": size.parameters_at, "memory": size.bytes_at, "flops": size.flops_at, "latency": seconds}
-    cost = costs[kind]
-    if cost is None or not callable(cost):
-        raise InvalidInputError(f"{kind!r} is no budget; use one of {', '.join(budgets)}.")
+    def shares(widths: Widths) -> dict[str, float]:
+        return {kind: _share(costs[kind](_ints(widths)), limit) for kind, limit in limits.items()}
+
+    if not limits:
+        return Plan(_ints(widths_for(highest)), size)
     try:
-        widths = bisect_budget(widths_for, lambda w: float(cost(_ints(w))), number, lowest, neurons, step=block)
+        if len(limits) == 1:  # undivided, so that no rounding decides
+            ((only, limit),) = limits.items()
+            widths = bisect_budget(
+                widths_for, lambda w: float(costs[only](_ints(w))), limit, lowest, highest, step=block
+            )
+        else:
+            widths = bisect_budget(widths_for, lambda w: max(shares(w).values()), 1.0, lowest, highest, step=block)
     except InfeasibleBudgetError as error:
-        counted = (
-            f" Counted at {size.num_bytes / size.parameters:.3g} bytes per parameter." if kind == "memory" else ""
+        taken = shares(widths_for(lowest))
+        binding = max(taken, key=lambda kind: taken[kind])
+        raise _below(size, binding, limits[binding], float(costs[binding](_ints(widths_for(lowest))))) from error
+    return Plan(_ints(widths), size, None if seconds is None else seconds(_ints(widths)))
+
+
+def check_feasible(size: ModelSize, budget: Budget) -> tuple[int, int]:
+    """Check that the smallest possible model is within a budget, but for latency, which is not measured here.
+
+    Returns:
+        `tuple[int, int]`: the most neurons that the ratio lets a plan keep, and the fewest of any plan.
+
+    Raises:
+        InfeasibleBudgetError: if it is not; the message names the limit.
+    """
+    neurons, block = sum(size.widths), budget.round_to
+    smallest = tuple(min(block, width) for width in size.widths)
+    lowest, ratio = sum(smallest), budget.ratio or 0.0
+    # Rounding keeps 1000 * (1 - 0.3) from losing a neuron to floating point.
+    kept = math.floor(round(neurons * (1 - ratio), 6))
+    if kept < lowest:
+        highest = math.floor(1e4 * (1 - lowest / neurons)) / 1e4
+        raise InfeasibleBudgetError(
+            f"ratio is {ratio:g}, which keeps {kept} of {neurons} neurons; the smallest possible plan keeps {lowest}, "
+            f"one block of {block} in every layer. Ask for a ratio of at most {highest:g}, or lower round_to."
         )
-        raise InfeasibleBudgetError(f"{kind}: {error}{counted}") from error
-    return Plan(_ints(widths), size, seconds(_ints(widths)) if seconds else None)
+    costs = _costs(size)
+    exceeded = {
+        kind: limit for kind, limit in budget.limits.items() if kind in costs and costs[kind](smallest) > limit
+    }
+    if exceeded:
+        kind = max(exceeded, key=lambda kind: _share(costs[kind](smallest), exceeded[kind]))
+        raise _below(size, kind, exceeded[kind], float(costs[kind](smallest)))
+    return kept, lowest
+
+
+def _seconds(size: ModelSize, measure: MeasureSeconds | None) -> Callable[[tuple[int, ...]], float]:
+    """Measure the time of a unit per width once, then interpolate: seconds of all units for one token."""
+    if measure is None:
+        raise InvalidInputError("A latency budget needs a device to measure on. Plan with the pruner itself.")
+    measured, each = measure(size)
+    return lambda widths: float(np.interp(widths, measured, each).sum())
+
+
+def _costs(size: ModelSize) -> dict[str, Callable[[tuple[int, ...]], float]]:
+    return {"params": size.parameters_at, "memory": size.bytes_at, "flops": size.flops_at}
+
+
+def _share(cost: float, limit: float) -> float:
+    return cost / limit if limit else math.inf if cost else 0.0
+
+
+def _below(size: ModelSize, kind: str, limit: float, least: float) -> InfeasibleBudgetError:
+    counted = f" Counted at {size.num_bytes / size.parameters:.3g} bytes per parameter." if kind == "memory" else ""
+    return InfeasibleBudgetError(f"{kind}: {infeasible(limit, least)}{counted}")
 
 
 def _ints(widths: Widths) -> tuple[int, ...]:
     return tuple(widths.tolist())
-
-
-def read_budget(budgets: Mapping[str, float | str | None]) -> tuple[str, float]:
-    """Return the one budget that is given, its kind and its number.
-
-    Args:
-        budgets (`Mapping`): values of ratio, params, memory, flops, latency; all but one None.
-
-    Raises:
-        InvalidInputError: if not exactly one is given, or its value is out of range.
-    """
-    given = {name: value for name, value in budgets.items() if value is not None}
-    if len(given) != 1:
-        raise InvalidInputError(
-            f"{len(given)} budgets were given ({', '.join(given) or 'none'}); give exactly one of {', '.join(budgets)}."
-        )
-    ((kind, value),) = given.items()
-    return kind, _number(kind, value)
-
-
-def _number(kind: str, value: float | str) -> float:
-    """Read one budget and check its range."""
-    if kind == "memory":
-        return parse_bytes(value)
-    if isinstance(value, bool | str) or not isinstance(value, int | float | np.number):
-        raise InvalidInputError(f"{kind} is {value!r}; it must be a number.")
-    number = float(value)
-    if kind == "ratio" and not 0 <= number < 1:
-        raise InvalidInputError(f"ratio is {value}; it must be in [0, 1): the fraction of FFN neurons to remove.")
-    if not (math.isfinite(number) and number >= 0):
-        raise InvalidInputError(f"{kind} is {value}; it must be a finite number, not negative.")
-    return number
-
-
-def _latency(size: ModelSize, device: torch.device, dtype: torch.dtype) -> Callable[[tuple[int, ...]], float]:
-    """Measure FFN time per width once, then interpolate: seconds of all FFNs for one token."""
-    measured, seconds = ffn_seconds(size, device=device, dtype=dtype)
-    return lambda widths: float(np.interp(widths, measured, seconds).sum())

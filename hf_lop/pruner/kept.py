@@ -1,8 +1,9 @@
-"""What a fit leaves in its journal folder beside the evaluations: measurements, and the seconds that they took."""
+"""A run of a fit: what its journal folder keeps, the seconds its phases took, and the processes that share it."""
 
+import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,53 +11,99 @@ import numpy as np
 
 from hf_lop.errors import InvalidInputError
 from hf_lop.hub.write.whole import write_whole
-from hf_lop.learning.processes import Processes
+from hf_lop.learning.processes import launched
+from hf_lop.planning.journal import Journal
 
 
-class Clock:
-    """Seconds that each phase took when it was run first, as a journal answers it at once from then on."""
+class Run:
+    """Keeps the results of a fit's phases, so that the method itself need not know of journals, clocks or processes.
 
-    def __init__(self, journal: str | Path | None, processes: Processes) -> None:
-        self.path = None if journal is None else Path(journal) / "seconds.json"
-        self.processes, self.seconds, self.start = processes, dict[str, float](), time.perf_counter()
+    Attributes:
+        folder (`Path`, *optional*): of the journal; without one, nothing is kept.
+        processes (`Processes`): those that `accelerate launch` or torchrun started; the main one keeps the journal.
+        settings (`dict`): what results depend on, as JSON types; a journal of others is refused.
+        seconds (`dict[str, float]`): by phase, what it took when it was run first.
+    """
 
-    def stop(self, phase: str, share: float = 1.0) -> None:
-        """Note a phase that has ended, of which `1 / share` was measured; the next one starts."""
-        spent = round(share * (time.perf_counter() - self.start), 3)
+    def __init__(self, journal: str | Path | None) -> None:
+        self.folder = None if journal is None else Path(journal)
+        self.processes = launched()
+        self.settings: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}
+        self._measured = 1.0
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Note the seconds of a phase, as they were when it was run first: a journal answers it at once from then on."""
+        start, self._measured = time.perf_counter(), 1.0
+        yield
+        spent = round((time.perf_counter() - start) / self._measured, 3)
 
         def first() -> float:
             known: dict[str, float] = {}
-            if self.path is not None and self.path.is_file():
-                known = json.loads(self.path.read_text(encoding="utf-8"))
-            if self.path is not None and phase not in known:
-                write_whole(self.path, json.dumps({**known, phase: spent}).encode())
-            return known.get(phase, spent)
+            path = None if self.folder is None else self.folder / "seconds.json"
+            if path is not None and path.is_file():
+                known = json.loads(path.read_text(encoding="utf-8"))
+            if path is not None and name not in known:
+                write_whole(path, json.dumps({**known, name: spent}).encode())
+            return known.get(name, spent)
 
-        self.seconds[phase] = self.processes.from_main(first)
-        self.start = time.perf_counter()
+        self.seconds[name] = self.processes.from_main(first)
 
+    def array(self, name: str, measure: Callable[[], np.ndarray]) -> np.ndarray:
+        """Return a measurement from the file of its name, or make it and write the file.
 
-def kept_array(
-    path: Path, settings: dict[str, Any], measure: Callable[[], np.ndarray], processes: Processes
-) -> np.ndarray:
-    """Return a measurement from its file, or make it and write the file; the file is the main process's."""
-    wanted = json.loads(json.dumps(settings))
+        Raises:
+            InvalidInputError: if it was measured under other settings.
+        """
+        if self.folder is None:
+            return measure()
+        path, wanted = self.folder / f"{name}.json", json.loads(json.dumps(self.settings))
 
-    def read() -> np.ndarray | None:
-        if not path.is_file():
-            return None
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["settings"] != wanted:
-            known = stored["settings"]
-            different = [key for key in {**wanted, **known} if known.get(key) != wanted.get(key)]
-            raise InvalidInputError(
-                f"{path} was measured with another {', '.join(different)}. Choose another journal folder, or remove it."
-            )
-        return np.array(stored["damage"])
+        def read() -> np.ndarray | None:
+            if not path.is_file():
+                return None
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if stored["settings"] != wanted:
+                known = stored["settings"]
+                different = [key for key in {**wanted, **known} if known.get(key) != wanted.get(key)]
+                raise InvalidInputError(
+                    f"{path} was measured with another {', '.join(different)}. Choose another journal folder, or remove it."
+                )
+            return np.array(stored["damage"])
 
-    damage = processes.from_main(read)
-    if damage is None:
-        damage = measure()
-        if processes.main:
-            write_whole(path, json.dumps({"settings": wanted, "damage": damage.tolist()}).encode())
-    return damage
+        found = self.processes.from_main(read)
+        if found is None:
+            found = measure()
+            if self.processes.main:
+                write_whole(path, json.dumps({"settings": wanted, "damage": found.tolist()}).encode())
+        return found
+
+    def search(
+        self,
+        score: Callable[[Any], Any],
+        search: Callable[[Callable[[Any], Any], Journal | None], Any],
+        **settings: Any,
+    ) -> Any:
+        """Run a search in the main process, while the others score every candidate with it; return its result in all.
+
+        Args:
+            score (`Callable`): scores a candidate, together with the other processes.
+            search (`Callable`): given what scores and the journal, searches.
+            **settings: what rewards depend on besides.
+
+        Raises:
+            InvalidInputError: if the journal belongs to other settings.
+        """
+
+        def searched() -> tuple[Any, float]:
+            kept = Journal(self.folder, {**self.settings, **settings}) if self.folder else contextlib.nullcontext()
+            with kept as journal:
+                before = 0 if journal is None else len(journal)
+                found = search(lambda candidate: self.processes.together(score, candidate), journal)
+                after = 0 if journal is None else len(journal)
+            # A resumed search measured a part of its evaluations only; the others took as long.
+            return found, (after - before) / after if after > before else 1.0
+
+        found, self._measured = self.processes.from_main(searched, serve=score)
+        return found

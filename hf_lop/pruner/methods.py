@@ -3,24 +3,23 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from hf_lop.errors import InvalidInputError
+from hf_lop.learning.config import LOPConfig
 from hf_lop.learning.importance import neuron_order, unit_importance
+from hf_lop.learning.learned import Learned
 from hf_lop.planning.additive import additive_plans
 from hf_lop.planning.baselines import global_threshold
 from hf_lop.planning.budget import Floats
 from hf_lop.planning.cmaes import CMAES
 from hf_lop.planning.mcts import MCTS
+from hf_lop.planning.table import look_up
 from hf_lop.units.unit import Unit
-
-if TYPE_CHECKING:
-    from hf_lop.learning.config import LOPConfig
-    from hf_lop.pruner.pruner import LOPPruner
 
 STEP = 0.025  # resolution of additive plans, in layer ratios
 
@@ -42,7 +41,6 @@ class Method:
 
 METHODS = {
     "lop": Method(None, "predicted for the budget", "LOP (arXiv 2506.12826), Sec. 4.3"),
-    "table": Method(None, "those of the search, interpolated between its targets", "LOP (arXiv 2506.12826), Sec. 4.2"),
     "additive": Method(
         None, "the least summed damage of single-layer probes", "operation pruning (DOP), for FFN widths"
     ),
@@ -55,7 +53,7 @@ METHODS = {
 }
 
 
-def check_method(name: str, config: "LOPConfig | None" = None) -> None:
+def check_method(name: str, config: LOPConfig | None = None) -> None:
     """Refuse a name that is no method, or one that a pruner was not fitted for.
 
     Args:
@@ -65,12 +63,15 @@ def check_method(name: str, config: "LOPConfig | None" = None) -> None:
     Raises:
         InvalidInputError: if it is not in `METHODS`, or the pruner has no table or probes for it.
     """
+    if name == "table":
+        raise InvalidInputError(
+            'method="table" is gone: name the search whose plans you mean, "additive", "mcts" or "cmaes", or use "lop", which '
+            "predicts from them."
+        )
     if name not in METHODS:
         raise InvalidInputError(f"method is {name!r}; choose one of {', '.join(METHODS)}.")
     if config is None:
         return
-    if name == "table" and not config.search_table:
-        raise InvalidInputError('This pruner has no table, so there is no method "table". Use "lop", or fit a pruner.')
     if (
         name in ("additive", "mcts", "cmaes")
         and not config.table_of(name)
@@ -83,14 +84,12 @@ def check_method(name: str, config: "LOPConfig | None" = None) -> None:
         )
 
 
-def usable_methods(config: "LOPConfig") -> list[str]:
-    """Return the methods that a pruner can cut by; "table" only where it is none of the others."""
-    names = [name for name in METHODS if _usable(name, config)]
-    known = (config.calibration or {}).get("search") in names
-    return [name for name in names if name != "table" or not known]
+def usable_methods(config: LOPConfig) -> list[str]:
+    """Return the methods that a pruner can cut by."""
+    return [name for name in METHODS if _usable(name, config)]
 
 
-def cold_seconds(name: str, config: "LOPConfig") -> float | None:
+def cold_seconds(name: str, config: LOPConfig) -> float | None:
     """Return what a pruner spent before a method could plan its first target, or None where that was not recorded.
 
     Calibration where the method reads statistics or the pruner's neuron order, probes and search where its plans come from
@@ -105,14 +104,13 @@ def cold_seconds(name: str, config: "LOPConfig") -> float | None:
     own = [] if made.get("search") == "additive" else [made.get("search")]
     phases: dict[str, list[Any]] = {
         "lop": ["probes", *own, "predictor"],
-        "table": ["probes", *own],
         "additive": ["probes"],
     }
     phases |= {search: ["probes", search] for search in ("mcts", "cmaes")}
     return float(sum(spent.get(phase, 0.0) for phase in ["calibration", *phases.get(name, [])]))
 
 
-def _usable(name: str, config: "LOPConfig") -> bool:
+def _usable(name: str, config: LOPConfig) -> bool:
     try:
         check_method(name, config)
     except InvalidInputError:
@@ -120,7 +118,7 @@ def _usable(name: str, config: "LOPConfig") -> bool:
     return True
 
 
-def _additive(config: "LOPConfig", ratio: float) -> Floats:
+def _additive(config: LOPConfig, ratio: float) -> Floats:
     """Plan one target from the probes that a pruner keeps; a target beyond them is left to the projection."""
     probes: dict[str, Any] = config.probes or {}
     highest = min(probes["ratios"][-1], 0.95) - STEP  # whole steps reach at least this
@@ -139,35 +137,40 @@ def _additive(config: "LOPConfig", ratio: float) -> Floats:
 
 def choose(
     name: str,
-    pruner: "LOPPruner",
+    config: LOPConfig,
+    learned: Learned,
+    predict: Callable[[float], Floats],
     model: nn.Module,
     units: Sequence[Unit],
     weights: Callable[[Unit], torch.Tensor] | None = None,
 ) -> tuple[Callable[[float], Floats], list[torch.Tensor]]:
-    """Return what a method needs to fill a budget: layer ratios for a target ratio, and a neuron order.
+    """Return what a method needs to fill a budget: layer ratios for a target ratio, and an order of the pieces.
 
     Args:
         name (`str`): one of `METHODS`.
-        pruner (`LOPPruner`): its predictor, table, order and statistics are used; no data is needed.
+        config (`LOPConfig`): of the pruner; its tables and probes are used.
+        learned (`Learned`): order and statistics of the model; no data is needed.
+        predict (`Callable`): the pruner's predictor, from a target ratio to layer ratios `[L]`.
         model (`nn.Module`): the dense model; some criteria read its weights.
-        units (`Sequence[Unit]`): its L FFNs.
-        weights (`Callable`, *optional*): gives the output projection of an FFN, where the model has it not.
+        units (`Sequence[Unit]`): its L units.
+        weights (`Callable`, *optional*): gives the output projection `[d, n]` of a unit, where the model has it not.
 
     Returns:
-        `tuple`: a callable from target ratio to layer ratios `[L] float64`, and one `[n] int64` per layer.
+        `tuple`: a callable from target ratio to layer ratios `[L] float64`, and one `[n] int64` per unit.
 
     Raises:
         InvalidInputError: if there is no such method, or the pruner was not fitted for it.
     """
-    check_method(name, pruner.config)
+    check_method(name, config)
     criterion = METHODS[name].criterion
     if criterion is None:
-        rules = {"lop": pruner.predict, "table": pruner.look_up, "uniform": lambda ratio: np.full(len(units), ratio)}
-        rules |= {search: partial(pruner.look_up, search=search) for search in ("additive", "mcts", "cmaes")}
-        if pruner.config.probes:
-            rules["additive"] = partial(_additive, pruner.config)
-        return rules[name], pruner.order()
-    scores = unit_importance(model, units, criterion, pruner.statistics(), weights=weights)
+        rules: dict[str, Callable[[float], Floats]] = {"lop": predict, "uniform": lambda r: np.full(len(units), r)}
+        for search in ("additive", "mcts", "cmaes"):
+            rules[search] = partial(look_up, config.table_of(search) or [], layers=len(units))
+        if config.probes:
+            rules["additive"] = partial(_additive, config)
+        return rules[name], learned.checked_order()
+    scores = unit_importance(model, units, criterion, learned.statistics, weights=weights)
     order = neuron_order(scores)
     if name == "flap":
         return lambda ratio: global_threshold([score.numpy() for score in scores], ratio), order

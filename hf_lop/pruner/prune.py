@@ -1,10 +1,11 @@
-"""Cutting a model to a budget with what a pruner knows."""
+"""Cutting a model to a budget with what a pruner knows, in memory or from file to file."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,173 +19,196 @@ from hf_lop.hub.read.skeleton import load_skeleton
 from hf_lop.hub.write.outputs import pruned_outputs, stored_output_weight
 from hf_lop.hub.write.stream import write_pruned
 from hf_lop.hub.write.whole import check_new
-from hf_lop.planning.plan import Plan, plan_budget, read_budget
+from hf_lop.learning.config import LOPConfig
+from hf_lop.learning.learned import Learned
+from hf_lop.learning.statistics import Statistics
+from hf_lop.planning.budget import Budget, Floats
+from hf_lop.planning.plan import Plan, check_feasible, plan_budget
 from hf_lop.pruner.methods import METHODS, check_method, choose
-from hf_lop.pruner.sorting import twin_for
 from hf_lop.recovery.by_layer import set_output_weights
 from hf_lop.recovery.choose import check_by_rows, choose_recovery, recovered_weights, row_solver
 from hf_lop.units.configs import FORMAT
-from hf_lop.units.measure import measure_size
+from hf_lop.units.measure import ffn_seconds, measure_size
+from hf_lop.units.size import ModelSize
 from hf_lop.units.slice import check_kept, output_weight, prunable_units, slice_units
+from hf_lop.units.unit import Unit
 from hf_lop.version import __version__
 
-if TYPE_CHECKING:
-    from hf_lop.pruner.pruner import LOPPruner
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What is asked of a pruner; see [`~LOPPruner.prune`].
+
+    Attributes:
+        budget (`Budget`): what the model may cost.
+        method (`str`): one of `METHODS`.
+        recover (`str`, *optional*): "auto", one of `RECOVERIES`, or None.
+        strict (`bool`): refuse another commit of the base model.
+    """
+
+    budget: Budget
+    method: str
+    recover: str | None
+    strict: bool
+
+    def recovery(self, config: LOPConfig, *, data: bool, by_name: bool) -> str | None:
+        """Refuse what cannot be done before any work, and return the recovery to use.
+
+        Raises:
+            InvalidInputError: if method or recovery is unknown, or needs what is not there.
+            InfeasibleBudgetError: if the model of this name cannot be that small.
+        """
+        check_method(self.method, config)
+        recovery = choose_recovery(self.recover, data=data, sketch=config.sketch_rows > 0)
+        if by_name:
+            check_feasible(config.size, replace(self.budget, memory=None))  # memory depends on the dtype of the model
+        return recovery
+
+    def plan(
+        self,
+        config: LOPConfig,
+        learned: Learned,
+        predict: Callable[[float], Floats],
+        model: PreTrainedModel,
+        units: Sequence[Unit],
+        weights: Callable[[Unit], torch.Tensor] | None = None,
+    ) -> tuple[Plan, list[torch.Tensor]]:
+        """Plan the counts of a dense model, and choose the pieces that stay, `[k] int64` per unit.
+
+        Raises:
+            CheckpointMismatchError: if the pruner was made for another model.
+            InfeasibleBudgetError: if the budget is below the smallest possible model.
+        """
+        size = measure_size(model, units)
+        config.check_fits(model, size, strict=self.strict, sorted_by=learned.sorted_by)
+        ratios, order = choose(self.method, config, learned, predict, model, units, weights)
+        weight = output_weight(model, units[0])
+        device = torch.device("cpu") if weight.is_meta else weight.device
+        plan = plan_budget(ratios, size, self.budget, measure=seconds_on(device, weight.dtype))
+        return plan, [pieces[:width] for pieces, width in zip(order, plan.widths, strict=True)]
 
 
 def prune_model(
-    pruner: "LOPPruner",
+    config: LOPConfig,
+    learned: Learned,
+    predict: Callable[[float], Floats],
     model: PreTrainedModel | str | Path,
-    budgets: dict[str, Any],
-    *,
-    round_to: int,
-    method: str,
-    recover: str | None,
+    cut: Cut,
     data: Iterable[Mapping[str, Any]] | None,
-    strict: bool,
 ) -> PreTrainedModel:
-    """Cut a model in place; see [`~LOPPruner.prune`] for arguments and errors.
+    """Cut a model in place; see [`~LOPPruner.prune`] for errors.
 
     Args:
-        pruner (`LOPPruner`): of this model.
+        config (`LOPConfig`): of the pruner.
+        learned (`Learned`): what the pruner knows.
+        predict (`Callable`): its predictor, from a target ratio to layer ratios `[L]`.
         model (`PreTrainedModel`, `str` or `Path`): the dense model.
-        budgets (`dict`): value or None by kind of budget, one of them given.
-        round_to (`int`): see `prune`, as for the others.
-        method (`str`): see `prune`.
-        recover (`str`, *optional*): see `prune`.
-        data (`Iterable[Mapping]`, *optional*): see `prune`.
-        strict (`bool`): see `prune`.
+        cut (`Cut`): what to do.
+        data (`Iterable[Mapping]`, *optional*): batches for the recovery.
 
     Returns:
         `PreTrainedModel`: the same object.
     """
-    asked, named = recover, isinstance(model, str | Path)
-    recover = _check(
-        pruner, budgets, round_to=round_to, method=method, recover=recover, data=data is not None, by_name=named
-    )
+    recovery = cut.recovery(config, data=data is not None, by_name=isinstance(model, str | Path))
     if isinstance(model, str | Path):
-        model = load_model(model, **_revision(pruner, model))
+        model = load_model(model, **at_base(config, model))
     if not isinstance(model, nn.Module):
         raise InvalidInputError(f"model is a {type(model).__name__}; pass a model, a Hub id or a folder.")
-    pruner = twin_for(pruner, model)
-    units = prunable_units(model)
-    size = measure_size(model, units)
-    pruner.config.check_fits(model, size, strict=strict)
-    weight = output_weight(model, units[0])
-    ratios, order = choose(method, pruner, model, units)
-    plan = plan_budget(ratios, size, budgets, round_to=round_to, device=weight.device, dtype=weight.dtype)
-    kept = [neurons[:width] for neurons, width in zip(order, plan.widths, strict=True)]
-    recover = recover if plan.neurons_removed else None
+    units, learned = prunable_units(model), learned.of_model(model.config)
+    plan, kept = cut.plan(config, learned, predict, model, units)
+    recovery = recovery if plan.neurons_removed else None
     batches = list(data or ())
 
     def recovered(name: str | None) -> list[torch.Tensor] | None:
-        return recovered_weights(name, model, units, kept, pruner.statistics(), pruner.directions_of, batches)
+        return recovered_weights(name, model, units, kept, learned.statistics, learned.directions, batches)
 
     try:
-        weights = recovered(recover)
+        weights = recovered(recovery)
     except UnsupportedModelError:
-        if asked != "auto" or recover != "sequential":
+        if cut.recover != "auto" or recovery != "sequential":
             raise
-        recover = "lstsq"
-        weights = recovered(recover)
-    cut = slice_units(model, kept)
+        recovery = "lstsq"
+        weights = recovered(recovery)
+    narrow = slice_units(model, kept, units)
     if weights is not None:
-        set_output_weights(model, cut, weights)
-    record(pruner, model, plan, method=method, recovery=recover, round_to=round_to)
+        set_output_weights(model, narrow, weights)
+    record(config, model, plan, method=cut.method, recovery=recovery, round_to=cut.budget.round_to)
     return model
 
 
 def prune_files(
-    pruner: "LOPPruner",
+    config: LOPConfig,
+    learned: Learned,
+    predict: Callable[[float], Floats],
     name: str | Path,
-    out: str | Path,
-    budgets: dict[str, Any],
-    *,
-    round_to: int,
-    method: str,
-    recover: str | None,
-    strict: bool,
+    out: Path,
+    cut: Cut,
 ) -> PreTrainedModel:
-    """Cut a model from file to file; see [`~LOPPruner.prune`] for arguments and errors.
+    """Cut a model from file to file; see [`~LOPPruner.prune`] for errors.
 
     Args:
-        pruner (`LOPPruner`): of this model.
+        config (`LOPConfig`): see [`prune_model`], as for `learned` and `predict`.
+        learned (`Learned`): see `prune_model`.
+        predict (`Callable`): see `prune_model`.
         name (`str` or `Path`): Hub id or folder of the dense model.
-        out (`str` or `Path`): folder to write; must be new or empty.
-        budgets (`dict`): value or None by kind of budget, one of them given.
-        round_to (`int`): see `prune`, as for the others.
-        method (`str`): see `prune`.
-        recover (`str`, *optional*): see `prune`.
-        strict (`bool`): see `prune`.
+        out (`Path`): folder to write; must be new or empty.
+        cut (`Cut`): what to do.
 
     Returns:
         `PreTrainedModel`: the pruned model on the meta device; its weights are in the folder only.
     """
-    recover = _check(pruner, budgets, round_to=round_to, method=method, recover=recover, data=False, by_name=True)
-    check_by_rows(recover)
-    check_new(Path(out))
-    revision = _revision(pruner, name)
-    config = read_config(name, **revision)
-    commit = {"revision": found} if (found := getattr(config, "_commit_hash", None)) else revision
+    recovery = cut.recovery(config, data=False, by_name=True)
+    check_by_rows(recovery)
+    check_new(out)
+    revision = at_base(config, name)
+    base = read_config(name, **revision)
+    commit = {"revision": found} if (found := getattr(base, "_commit_hash", None)) else revision
     with open_shards(name, **commit) as shards:
-        skeleton = load_skeleton(name, config, shards, **commit)
+        skeleton = load_skeleton(name, base, shards, **commit)
         model, units = skeleton.model, prunable_units(skeleton.model, on_meta=True)
-        size, pruner = measure_size(model, units), twin_for(pruner, model)
-        pruner.config.check_fits(model, size, strict=strict)
-        ratios, order = choose(method, pruner, model, units, partial(stored_output_weight, skeleton, shards))
-        dtype = output_weight(model, units[0]).dtype
-        plan = plan_budget(ratios, size, budgets, round_to=round_to, device=torch.device("cpu"), dtype=dtype)
-        recover = recover if plan.neurons_removed else None
-        kept = check_kept(units, [neurons[:width] for neurons, width in zip(order, plan.widths, strict=True)])
+        learned = learned.of_model(model.config)
+        plan, kept = cut.plan(config, learned, predict, model, units, partial(stored_output_weight, skeleton, shards))
+        recovery = recovery if plan.neurons_removed else None
+        kept = check_kept(units, kept)
         columns = [unit.columns(indices) for unit, indices in zip(units, kept, strict=True)]
-        solver = row_solver(recover, columns, pruner.statistics(), pruner.directions_of)
+        solver = row_solver(recovery, columns, learned.statistics, learned.directions)
         outputs = pruned_outputs(skeleton, units, kept, solver)
-        record(pruner, model, plan, method=method, recovery=recover, round_to=round_to)
-        write_pruned(model, outputs, shards, Path(out), recovery=_fingerprint(pruner) if recover else "")
+        record(config, model, plan, method=cut.method, recovery=recovery, round_to=cut.budget.round_to)
+        write_pruned(model, outputs, shards, out, recovery=_digest(learned) if recovery else "")
     model.name_or_path = str(out)
     return model
 
 
-def _check(
-    pruner: "LOPPruner",
-    budgets: dict[str, Any],
-    *,
-    round_to: int,
-    method: str,
-    recover: str | None,
-    data: bool,
-    by_name: bool,
-) -> str | None:
-    """Refuse arguments before any work, and return the recovery to use."""
-    kind, _ = read_budget(budgets)
-    check_method(method, pruner.config)
-    recover = choose_recovery(recover, data=data, sketch=pruner.config.sketch_rows > 0)
-    if by_name and kind not in ("memory", "latency"):  # those depend on the dtype of the model
-        pruner.plan(**budgets, round_to=round_to)  # refuses before the model is fetched
-    return recover
+def seconds_on(device: torch.device, dtype: torch.dtype) -> Callable[[ModelSize], tuple[Any, Any]]:
+    """Return what measures how long a unit takes for one token at several widths."""
+    return partial(ffn_seconds, device=device, dtype=dtype)
 
 
-def _revision(pruner: "LOPPruner", name: str | Path) -> dict[str, Any]:
-    return {"revision": pruner.config.base_revision} if str(name) == pruner.config.base_model else {}
+def at_base(config: LOPConfig, name: str | Path) -> dict[str, Any]:
+    """Return which revision of a model to load: the pruner's, where it is the very model that it was made for."""
+    return {"revision": config.base_revision} if str(name) == config.base_model else {}
 
 
-def _fingerprint(pruner: "LOPPruner") -> str:
-    """Return a digest of what recoveries read of a pruner."""
+def _digest(learned: Learned) -> str:
+    """Return a digest of what recoveries read."""
     digest = hashlib.sha256()
-    for name, buffer in sorted(pruner.named_buffers()):
-        digest.update(name.encode() + buffer.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    tensors = [getattr(measured, name) for measured in learned.statistics for name in Statistics.__slots__]
+    for sketch in learned.sketches:
+        tensors += [sketch.codes, sketch.scale]
+    for tensor in tensors:
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def record(
-    pruner: "LOPPruner", model: Any, plan: Plan, *, method: str = "lop", recovery: str | None = None, round_to: int = 1
+    config: LOPConfig, model: Any, plan: Plan, *, method: str = "lop", recovery: str | None = None, round_to: int = 1
 ) -> None:
     """Let the config of a model that was just cut say how."""
-    criterion = METHODS[method].criterion or pruner.config.criterion
+    criterion = METHODS[method].criterion or config.criterion
     # Probes say nothing about another neuron order than the pruner's, nor, where they were recovered, about models that are not.
-    judged = (pruner.config.calibration or {}).get("recovery")
-    probed = criterion == pruner.config.criterion and judged in (None, recovery)
-    estimate = pruner.config.estimate(plan.widths) if probed else None
+    judged = (config.calibration or {}).get("recovery")
+    probed = criterion == config.criterion and judged in (None, recovery)
+    estimate = config.estimate(plan.widths) if probed else None
     vars(model.config).pop("elastic_config", None)  # a cut model is elastic no more
     model.config.pruning_config = {
         "method": method,
@@ -192,26 +216,26 @@ def record(
         "ratio": round(plan.pruning_ratio, 6),
         "criterion": criterion,
         "round_to": round_to,
-        **provenance(pruner, model),
+        **provenance(config, model),
         "dense_widths": list(plan.dense.widths),
         "dense_parameters": plan.dense.parameters,
         "dense_bytes": plan.dense.num_bytes,
         "dense_flops": plan.dense.flops,
         "flops": plan.flops,
         "estimated_divergence": None if estimate is None else float(f"{estimate:.4g}"),
-        "calibration": pruner.config.calibration,
+        "calibration": config.calibration,
         "format": FORMAT,
     }
 
 
-def provenance(pruner: "LOPPruner", model: Any) -> dict[str, Any]:
+def provenance(config: LOPConfig, model: Any) -> dict[str, Any]:
     """Return what a model and its pruner came from, as configs say it."""
     source, commit = hub_id(model.name_or_path), getattr(model.config, "_commit_hash", None)
-    known = source in (None, pruner.config.base_model)  # another repository's commit would say nothing
+    known = source in (None, config.base_model)  # another repository's commit would say nothing
     return {
-        "base_model": source or pruner.config.base_model,
-        "base_revision": commit or (pruner.config.base_revision if known else None),
-        "pruner": hub_id(pruner.name_or_path),
-        "pruner_revision": getattr(pruner.config, "_commit_hash", None),
+        "base_model": source or config.base_model,
+        "base_revision": commit or (config.base_revision if known else None),
+        "pruner": hub_id(config.name_or_path),
+        "pruner_revision": getattr(config, "_commit_hash", None),
         "hf_lop_version": __version__,
     }

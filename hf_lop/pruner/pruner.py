@@ -1,6 +1,6 @@
 """LOPPruner: a Hub model that turns a budget into a width for every layer, and cuts a model to them."""
 
-import time
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,26 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
-from hf_lop.hub.elastic.write import PRUNER
+from hf_lop.hub.elastic.write import PRUNER, keep_pruner
 from hf_lop.hub.read.load import check_loaded, check_safetensors, read_config
+from hf_lop.hub.read.names import hub_id
 from hf_lop.hub.write.push import push_folder
 from hf_lop.hub.write.save import save_pruner_extras
 from hf_lop.learning.config import LOPConfig
-from hf_lop.learning.pairs import training_pairs
-from hf_lop.learning.predictors import build_predictor, check_predictor, train_predictor
+from hf_lop.learning.learned import Learned
+from hf_lop.learning.predictors import RatioPredictor, build_predictor, train_predictor
 from hf_lop.learning.rewards import Judge
 from hf_lop.learning.sketch import SKETCH_ROWS, Sketch, check_rows
 from hf_lop.learning.statistics import Statistics
+from hf_lop.planning.budget import Budget
 from hf_lop.planning.plan import Plan, plan_budget
-from hf_lop.planning.table import target_grid
-from hf_lop.pruner.fit import Batches, check_arguments, learn, prepare
-from hf_lop.pruner.prune import hub_id, prune_files, prune_model
+from hf_lop.planning.table import look_up, training_pairs
+from hf_lop.pruner.fit import Batches, Recipe, fit, usual_targets
+from hf_lop.pruner.kept import Run
+from hf_lop.pruner.prepare import Samples, from_samples, loaded
+from hf_lop.pruner.prune import Cut, prune_files, prune_model, seconds_on
 from hf_lop.pruner.serve import Elastic, make_elastic
+from hf_lop.units.configs import FORMAT
 from hf_lop.version import __version__
 
 
@@ -54,16 +59,17 @@ class LOPPruner(PreTrainedModel):
 
     def __init__(self, config: LOPConfig) -> None:
         super().__init__(config)
-        widths = config.size.widths
+        widths, block = config.size.widths, config.size.block
+        columns = sum(widths) * block
         if max(widths) > 2**16:
             raise CheckpointMismatchError(f"A layer has {max(widths)} neurons; the stored order allows at most 65536.")
         self.predictor = build_predictor(config.predictor, len(widths))
         self.register_buffer("neuron_order", torch.zeros(sum(widths), dtype=torch.uint16))
         for name in Statistics.__slots__:
-            self.register_buffer(name, torch.zeros(sum(widths)))
+            self.register_buffer(name, torch.zeros(columns))
         if check_rows(config.sketch_rows):
-            self.register_buffer("sketch", torch.zeros(sum(widths) * config.sketch_rows // 2, dtype=torch.uint8))
-            self.register_buffer("sketch_scale", torch.zeros(sum(widths)))
+            self.register_buffer("sketch", torch.zeros(columns * config.sketch_rows // 2, dtype=torch.uint8))
+            self.register_buffer("sketch_scale", torch.zeros(columns))
         self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -94,8 +100,7 @@ class LOPPruner(PreTrainedModel):
             InvalidInputError: if the pruner has no such table.
         """
         table = self.config.search_table if search is None else self.config.table_of(search)
-        targets, ratios = training_pairs(table or [], len(self.config.size.widths))
-        return np.array([np.interp(ratio, targets.numpy(), column) for column in ratios.numpy().T])
+        return look_up(table or [], ratio, len(self.config.size.widths))
 
     def plan(
         self,
@@ -109,7 +114,8 @@ class LOPPruner(PreTrainedModel):
     ) -> Plan:
         """Plan the width of every layer for one budget. Needs no model and no data.
 
-        Give exactly one of the budgets. The widths meet it exactly, up to one `round_to` step, from below.
+        Give at least one of the budgets; all that are given hold. The widths meet the one that binds exactly, up to one
+        `round_to` step, from below.
 
         Args:
             ratio (`float`, *optional*): fraction of all FFN neurons to remove, in [0, 1).
@@ -124,14 +130,38 @@ class LOPPruner(PreTrainedModel):
             `Plan`: the widths and what they save.
 
         Raises:
-            InvalidInputError: if not exactly one budget is given, or a value is out of its range.
-            InfeasibleBudgetError: if the smallest possible model exceeds the budget.
+            InvalidInputError: if no budget is given, or a value is out of its range.
+            InfeasibleBudgetError: if the smallest possible model exceeds a budget; the message names it.
         """
-        budgets = {"ratio": ratio, "params": params, "memory": memory, "flops": flops, "latency": latency}
-        dtype = getattr(torch, self.config.base_dtype)
-        return plan_budget(self.predict, self.config.size, budgets, round_to=round_to, device=self.device, dtype=dtype)
+        return self.plan_for(
+            Budget.of(ratio, params=params, memory=memory, flops=flops, latency=latency, round_to=round_to)
+        )
+
+    def plan_for(self, budget: Budget) -> Plan:
+        """Plan the width of every layer for a budget; see `plan`."""
+        measure = seconds_on(self.device, getattr(torch, self.config.base_dtype))
+        return plan_budget(self.predict, self.config.size, budget, measure=measure)
 
     # -- Pruning -------------------------------------------------------------------------------------------------------
+
+    def learned(self) -> Learned:
+        """Return what this pruner knows about its base model: order, statistics and sketch; views of its buffers."""
+        size = self.config.size
+        columns = [width * size.block for width in size.widths]
+        parts = [getattr(self, name).float().cpu().split(columns) for name in Statistics.__slots__]
+        sketches = []
+        if self.config.sketch_rows:
+            codes = self.sketch.cpu().view(-1, self.config.sketch_rows // 2).split(columns)
+            scales = self.sketch_scale.float().cpu().split(columns)
+            sketches = [Sketch(*layer) for layer in zip(codes, scales, strict=True)]
+        return Learned(
+            size,
+            self.config.base_dtype,
+            list(self.neuron_order.cpu().to(torch.int64).split(list(size.widths))),
+            [Statistics(*layer) for layer in zip(*parts, strict=True)],
+            sketches,
+            self.config.sorted_by,
+        )
 
     def order(self) -> list[torch.Tensor]:
         """Return the neurons of each layer from most to least important, `[n] int64`.
@@ -139,35 +169,24 @@ class LOPPruner(PreTrainedModel):
         Raises:
             CheckpointMismatchError: if a layer's order is no permutation of its neurons.
         """
-        orders = list(self.neuron_order.cpu().to(torch.int64).split(list(self.config.size.widths)))
-        for layer, order in enumerate(orders):
-            if not torch.equal(order.sort().values, torch.arange(len(order))):
-                raise CheckpointMismatchError(
-                    f"The neuron order of layer {layer} is no permutation of its {len(order)} neurons. "
-                    "The pruner's model.safetensors is damaged: download it again."
-                )
-        return orders
+        return self.learned().checked_order()
 
     def statistics(self) -> list[Statistics]:
         """Return the activation statistics of each layer, `[n] float32`, as they were measured in calibration."""
-        parts = [
-            getattr(self, name).float().cpu().split(list(self.config.size.widths)) for name in Statistics.__slots__
-        ]
-        return [Statistics(*layer) for layer in zip(*parts, strict=True)]
+        return self.learned().statistics
 
     def directions(self) -> list[torch.Tensor]:
         """Return the sketch of second moments, B `[r, n] float32` of each layer; empty if this pruner has none."""
-        return [
-            self.directions_of(layer)
-            for layer in range(len(self.config.size.widths) if self.config.sketch_rows else 0)
-        ]
+        return [sketch.directions() for sketch in self.learned().sketches]
 
-    def directions_of(self, layer: int) -> torch.Tensor:
-        """Return the sketch of second moments of one layer, B `[r, n] float32`; this pruner must have one."""
-        widths = self.config.size.widths
-        start, stop = sum(widths[:layer]), sum(widths[: layer + 1])
-        codes = self.sketch.cpu().view(-1, self.config.sketch_rows // 2)[start:stop]
-        return Sketch(codes, self.sketch_scale.float().cpu()[start:stop]).directions()
+    def _keep(self, learned: Learned) -> None:
+        """Write what is known into the buffers."""
+        self.neuron_order.copy_(torch.cat(learned.order).to(torch.uint16))
+        for name in Statistics.__slots__:
+            getattr(self, name).copy_(torch.cat([getattr(layer, name) for layer in learned.statistics]))
+        if learned.sketches:
+            self.sketch.copy_(torch.cat([sketch.codes.flatten() for sketch in learned.sketches]))
+            self.sketch_scale.copy_(torch.cat([sketch.scale for sketch in learned.sketches]))
 
     def prune(
         self,
@@ -224,18 +243,13 @@ class LOPPruner(PreTrainedModel):
                 the method, or `recover` needs what is not there.
             InfeasibleBudgetError: if the budget is below the smallest possible model. Nothing was changed in any case.
         """
-        budgets = {"ratio": ratio, "params": params, "memory": memory, "flops": flops, "latency": latency}
-        if output_dir is not None:
-            if not isinstance(model, str | Path) or data is not None:
-                raise InvalidInputError(
-                    "With output_dir, model must be a Hub id or a folder, and data cannot be given."
-                )
-            return prune_files(
-                self, model, output_dir, budgets, round_to=round_to, method=method, recover=recover, strict=strict
-            )
-        return prune_model(
-            self, model, budgets, round_to=round_to, method=method, recover=recover, data=data, strict=strict
-        )
+        budget = Budget.of(ratio, params=params, memory=memory, flops=flops, latency=latency, round_to=round_to)
+        cut = Cut(budget, method, recover, strict)
+        if output_dir is None:
+            return prune_model(self.config, self.learned(), self.predict, model, cut, data)
+        if not isinstance(model, str | Path) or data is not None:
+            raise InvalidInputError("With output_dir, model must be a Hub id or a folder, and data cannot be given.")
+        return prune_files(self.config, self.learned(), self.predict, model, Path(output_dir), cut)
 
     # -- Any size from one model ---------------------------------------------------------------------------------------
 
@@ -257,7 +271,13 @@ class LOPPruner(PreTrainedModel):
             CheckpointMismatchError: if this pruner was made for another model, or the model is elastic already. Nothing was
                 changed in either case.
         """
-        return make_elastic(self, model)
+        model, known = make_elastic(self.config, self.learned(), model)
+        twin = copy.deepcopy(self)
+        twin._keep(known)
+        twin.config.base_size, twin.config.base_dtype = known.size.to_dict(), known.dtype
+        twin.config.sorted_by = known.sorted_by
+        keep_pruner(model, twin)
+        return model
 
     def elastic(self, model: PreTrainedModel | str | Path) -> Elastic:
         """Let a dense model change its size in microseconds; it is only read.
@@ -274,7 +294,7 @@ class LOPPruner(PreTrainedModel):
             UnsupportedModelError: if the model cannot be pruned.
             CheckpointMismatchError: if this pruner was made for another model.
         """
-        return Elastic(self, model)
+        return Elastic(self.config, self.learned(), self.plan, model)
 
     # -- Making --------------------------------------------------------------------------------------------------------
 
@@ -356,60 +376,32 @@ class LOPPruner(PreTrainedModel):
                 settings.
             ProcessError: if another process failed or is gone.
         """
-        check_predictor(predictor)
-        check_rows(sketch_rows)
-        if targets is None:
-            targets = target_grid(0.0, 0.9, 0.0125) if search == "additive" else target_grid()
-        check_arguments(search, criterion, reward, targets, evaluations, recover, sketch_rows)
-        model, calibration, validation, facts = prepare(
-            model,
-            data,
-            validation,
-            processor=processor,
-            samples=samples,
-            search_samples=search_samples,
-            report_samples=report_samples,
-            batch_size=batch_size,
-            max_length=max_length,
-            seed=seed,
+        targets = usual_targets(search) if targets is None else targets
+        recipe = Recipe(criterion, search, reward, targets, evaluations, predictor, sketch_rows, recover, seed)
+        facts: dict[str, Any] = {}
+        if validation is None:
+            how = Samples(processor, samples, search_samples, report_samples, batch_size, max_length, seed)
+            model, calibration, validation, facts = from_samples(model, data, how)
+        else:
+            model, calibration = loaded(model), data
+        fitted = fit(model, calibration, validation, recipe, Run(journal))
+        learned = fitted.learned
+        pruner = cls(
+            LOPConfig(
+                format=FORMAT,
+                base_model=base_model or hub_id(model.name_or_path),
+                base_revision=getattr(model.config, "_commit_hash", None),
+                base_model_type=model.config.model_type,
+                base_dtype=learned.dtype,
+                base_size=learned.size.to_dict(),
+                criterion=criterion,
+                calibration={**(provenance or {}), **facts, **fitted.provenance, "versions": _versions()},
+                probes=fitted.probes,
+                sketch_rows=2 * learned.sketches[0].codes.shape[1] if learned.sketches else 0,
+            )
         )
-        learned = learn(
-            model,
-            calibration,
-            validation,
-            criterion=criterion,
-            search=search,
-            reward=reward,
-            targets=targets,
-            evaluations=evaluations,
-            seed=seed,
-            journal=journal,
-            sketch_rows=sketch_rows,
-            recover=recover,
-        )
-        config = LOPConfig(
-            base_model=base_model or hub_id(model.name_or_path),
-            base_revision=getattr(model.config, "_commit_hash", None),
-            base_model_type=model.config.model_type,
-            base_dtype=learned.dtype,
-            base_size=learned.size.to_dict(),
-            criterion=criterion,
-            calibration={**(provenance or {}), **facts, **learned.provenance, "versions": _versions()},
-            predictor=predictor,
-            search_table=learned.table,
-            probes=learned.probes,
-            sketch_rows=2 * learned.sketches[0].codes.shape[1] if learned.sketches else 0,
-        )
-        pruner = cls(config)
-        pruner.neuron_order.copy_(torch.cat(learned.order).to(torch.uint16))
-        for name in Statistics.__slots__:
-            getattr(pruner, name).copy_(torch.cat([getattr(layer, name) for layer in learned.statistics]))
-        if learned.sketches:
-            pruner.sketch.copy_(torch.cat([sketch.codes.flatten() for sketch in learned.sketches]))
-            pruner.sketch_scale.copy_(torch.cat([sketch.scale for sketch in learned.sketches]))
-        start = time.perf_counter()
-        pruner.train_predictor(predictor, seed=seed, progress=True)
-        learned.provenance["seconds"]["predictor"] = round(time.perf_counter() - start, 3)
+        pruner._keep(learned)
+        pruner._take_predictor(predictor, fitted.predictor, fitted.loss, fitted.table)
         pruner.train(False)
         return pruner
 
@@ -440,13 +432,16 @@ class LOPPruner(PreTrainedModel):
             self.config.calibration = {**(self.config.calibration or {}), "search": "table given to train_predictor"}
         table = self.config.search_table or [] if table is None else table
         layers = len(self.config.size.widths)
-        targets, ratios = training_pairs(table, layers)
         trained = build_predictor(predictor, layers, seed=seed)
-        losses = train_predictor(trained, targets, ratios, seed=seed, progress=progress)
-        self.predictor = trained.to(self.device).eval()
-        self.config.predictor, self.config.predictor_loss, self.config.search_table = predictor, losses[-1], table
-        self.config.min_ratio, self.config.max_ratio = 0.0, max(float(row["ratio"]) for row in table)
+        losses = train_predictor(trained, *training_pairs(table, layers), seed=seed, progress=progress)
+        self._take_predictor(predictor, trained, losses[-1], table)
         return losses
+
+    def _take_predictor(self, name: str, predictor: RatioPredictor, loss: float, table: list[dict[str, Any]]) -> None:
+        """Put a predictor that was trained on a table in place of the current one."""
+        self.predictor = predictor.to(self.device).eval()
+        self.config.predictor, self.config.predictor_loss, self.config.search_table = name, loss, table
+        self.config.min_ratio, self.config.max_ratio = 0.0, max(float(row["ratio"]) for row in table)
 
     # -- Saving and loading --------------------------------------------------------------------------------------------
 

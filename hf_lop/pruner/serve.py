@@ -1,50 +1,57 @@
 """One model, every size: sorting a model for good, and a loaded one that changes its size while it serves."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
-from hf_lop.hub.elastic.write import keep_pruner
 from hf_lop.hub.read.load import load_model
+from hf_lop.learning.config import LOPConfig
+from hf_lop.learning.learned import Learned
 from hf_lop.planning.plan import Plan
-from hf_lop.pruner.prune import provenance, record
-from hf_lop.pruner.sorting import sorted_twin, twin_for
+from hf_lop.pruner.prune import at_base, provenance, record
 from hf_lop.units.measure import measure_size
 from hf_lop.units.slice import output_weight, prunable_units
 from hf_lop.units.unit import take
 from hf_lop.units.views import ElasticModel
 
-if TYPE_CHECKING:
-    from hf_lop.pruner.pruner import LOPPruner
 
+def make_elastic(
+    config: LOPConfig, learned: Learned, model: PreTrainedModel | str | Path
+) -> tuple[PreTrainedModel, Learned]:
+    """Sort the pieces of a dense model in place; see [`~LOPPruner.make_elastic`] for errors.
 
-def make_elastic(pruner: "LOPPruner", model: PreTrainedModel | str | Path) -> PreTrainedModel:
-    """Sort the neurons of a dense model in place; see [`~LOPPruner.make_elastic`] for arguments and errors."""
-    model = _loaded(pruner, model)
+    Args:
+        config (`LOPConfig`): of the pruner.
+        learned (`Learned`): what it knows.
+        model (`PreTrainedModel`, `str` or `Path`): the dense model.
+
+    Returns:
+        `tuple`: the same object, and what is known of it now.
+    """
+    model = load_base(config, model)
     if getattr(model.config, "elastic_config", None):
         raise CheckpointMismatchError(
             "This model is elastic already: its neurons are sorted. Load the repository that it was made from."
         )
     units = prunable_units(model)
     size = measure_size(model, units)
-    pruner.config.check_fits(model, size, strict=False)
-    order, twin = pruner.order(), sorted_twin(pruner)
-    twin.config.base_size = size.to_dict()  # budgets of memory count in the dtype that is stored
-    twin.config.base_dtype = str(output_weight(model, units[0]).dtype).removeprefix("torch.")
-    for unit, indices in zip(units, order, strict=True):
-        take(model, unit, indices)
-    model.config.elastic_config = {"order": twin.config.sorted_by, **provenance(pruner, model)}
-    keep_pruner(model, twin)
-    return model
+    config.check_fits(model, size, strict=False)
+    # Budgets of memory count in the dtype that is stored.
+    dtype = str(output_weight(model, units[0]).dtype).removeprefix("torch.")
+    known = replace(learned.sorted(), size=size, dtype=dtype)
+    for unit, order in zip(units, learned.order, strict=True):
+        take(model, unit, order)
+    model.config.elastic_config = {"order": known.sorted_by, **provenance(config, model)}
+    return model, known
 
 
-def _loaded(pruner: "LOPPruner", model: PreTrainedModel | str | Path) -> PreTrainedModel:
-    if not isinstance(model, str | Path):
-        return model
-    at_base = {"revision": pruner.config.base_revision} if str(model) == pruner.config.base_model else {}
-    return load_model(model, **at_base)
+def load_base(config: LOPConfig, model: PreTrainedModel | str | Path) -> PreTrainedModel:
+    """Return a model, loaded if it is a name."""
+    return load_model(model, **at_base(config, model)) if isinstance(model, str | Path) else model
 
 
 class Elastic:
@@ -64,13 +71,27 @@ class Elastic:
         ```
     """
 
-    def __init__(self, pruner: "LOPPruner", model: PreTrainedModel | str | Path) -> None:
-        """Prepare a model; see [`~LOPPruner.elastic`] for arguments and errors."""
-        model = _loaded(pruner, model)
-        self._pruner = twin_for(pruner, model)
-        self._size = size = measure_size(model, prunable_units(model))
-        self._pruner.config.check_fits(model, size, strict=False)
-        self._elastic = ElasticModel(model, self._pruner.order())
+    def __init__(
+        self,
+        config: LOPConfig,
+        learned: Learned,
+        plan: Callable[[float], Plan],
+        model: PreTrainedModel | str | Path,
+    ) -> None:
+        """Prepare a model; see [`~LOPPruner.elastic`] for errors.
+
+        Args:
+            config (`LOPConfig`): of the pruner.
+            learned (`Learned`): what it knows.
+            plan (`Callable`): the pruner's plan for a pruning ratio.
+            model (`PreTrainedModel`, `str` or `Path`): the dense model, or the elastic one.
+        """
+        model = load_base(config, model)
+        learned, units = learned.of_model(model.config), prunable_units(model)
+        self._config, self._plan_ratio = config, plan
+        self._size = size = measure_size(model, units)
+        config.check_fits(model, size, strict=False, sorted_by=learned.sorted_by)
+        self._elastic = ElasticModel(model, learned.checked_order(), units=units)
         self.model: Any = self._elastic.model
         self.plan = Plan(size.widths, size)
         self._elastic.set_widths([1] * len(size.widths))  # the first time prepares the config's class: milliseconds
@@ -86,7 +107,7 @@ class Elastic:
             InvalidInputError: if the plan is of another model, or the ratio is out of range; then nothing changes.
             InfeasibleBudgetError: if the ratio leaves less than a neuron per layer.
         """
-        plan = plan if isinstance(plan, Plan) else self._pruner.plan(plan)
+        plan = plan if isinstance(plan, Plan) else self._plan_ratio(plan)
         if plan.dense.widths != self.plan.dense.widths:
             raise InvalidInputError(
                 "The plan is of another model: its dense widths differ. Plan with this model's pruner."
@@ -101,5 +122,5 @@ class Elastic:
             `PreTrainedModel`: an ordinary pruned model with weights of its own; it saves, pushes and trains.
         """
         cut: PreTrainedModel = self._elastic.materialize()
-        record(self._pruner, cut, Plan(self.plan.widths, self._size))
+        record(self._config, cut, Plan(self.plan.widths, self._size))
         return cut

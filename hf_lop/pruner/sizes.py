@@ -12,7 +12,7 @@ import hashlib
 import json
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ from hf_lop.hub.read.stored import stored_pieces
 from hf_lop.hub.write.hooks import SIZE
 from hf_lop.hub.write.save import save_pruned_extras
 from hf_lop.hub.write.whole import check_new, check_replaceable, whole_folder
+from hf_lop.planning.budget import LIMITS, Budget
 from hf_lop.planning.plan import Plan
 from hf_lop.pruner.prune import record
 from hf_lop.pruner.pruner import LOPPruner
@@ -43,7 +44,7 @@ from hf_lop.units.measure import measure_size
 from hf_lop.units.modeling_lop import set_counts
 from hf_lop.units.unit import take
 
-SIZES = ("ratio", "params", "memory", "flops", "latency", "round_to", "recover")
+SIZES = (*LIMITS, "round_to", "recover")
 HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 Tensors = dict[str, torch.Tensor]
 
@@ -57,13 +58,13 @@ class _Source(NamedTuple):
     hub: dict[str, Any]  # how to ask for more of it
     config: PreTrainedConfig
     pruner: LOPPruner
+    budget: Budget
     plan: Plan
-    round_to: int
     recovery: str | None
 
     def key(self) -> str:
         """A name for this size among those of the repository."""
-        facts = json.dumps([self.plan.widths, self.round_to, self.recovery])
+        facts = json.dumps([self.plan.widths, self.budget.round_to, self.recovery])
         return hashlib.sha256(facts.encode()).hexdigest()[:24]
 
 
@@ -77,7 +78,7 @@ def load_size(
         cls (`type`): the model class.
         pretrained_model_name_or_path (`str` or `Path`): Hub id or folder of an elastic repository.
         *args: see transformers.
-        **kwargs: see transformers; and exactly one of `lop_ratio`, `lop_params`, `lop_memory`, `lop_flops`, `lop_latency`,
+        **kwargs: see transformers; and at least one of `lop_ratio`, `lop_params`, `lop_memory`, `lop_flops`, `lop_latency`,
             as of [`~hf_lop.LOPPruner.plan`], with `lop_round_to` as well. `lop_recover` is "sketch", least squares on the
             pruner's sketch of the activations; None; or "auto", the default: "sketch" if there is one.
 
@@ -85,16 +86,20 @@ def load_size(
         `PreTrainedModel`: an ordinary pruned model; with its loading info if asked for.
 
     Raises:
-        InvalidInputError: if not exactly one budget is given, or there is no such repository.
+        InvalidInputError: if no budget is given, or there is no such repository.
         InfeasibleBudgetError: if the budget is below the smallest possible model.
         CheckpointMismatchError: if the repository is not elastic, or a part of it is damaged or of something else.
     """
-    budgets = {key.removeprefix(SIZE): kwargs.pop(key) for key in list(kwargs) if key.startswith(SIZE)}
+    asked = {key.removeprefix(SIZE): kwargs.pop(key) for key in list(kwargs) if key.startswith(SIZE)}
+    if unknown := sorted(asked.keys() - set(SIZES)):
+        known = ", ".join(SIZE + kind for kind in SIZES)
+        raise InvalidInputError(f"{SIZE}{unknown[0]} is no size that from_pretrained knows; use one of {known}.")
+    recover = asked.pop("recover", "auto")
     hub = {key: kwargs.pop(key) for key in HUB if key in kwargs}
     if kwargs.pop("subfolder", ""):
         raise InvalidInputError("An elastic repository has its model at the top; leave subfolder out.")
     config = kwargs.pop("config", None)
-    source = _find(pretrained_model_name_or_path, budgets, hub)
+    source = _find(pretrained_model_name_or_path, Budget.of(**asked), recover, hub)
     on_disk = kwargs.get("offload_folder") is not None or _has_disk(kwargs.get("device_map"))
     with contextlib.ExitStack() as stack:
         folder, tensors = stack.enter_context(_size_folder(source, in_memory=not on_disk))
@@ -118,13 +123,16 @@ def _has_disk(device_map: Any) -> bool:
     return isinstance(device_map, dict) and "disk" in device_map.values()
 
 
-def pull(name: str | Path, out: str | Path, *, budgets: Mapping[str, Any], **hub: Any) -> dict[str, Any]:
+def pull(
+    name: str | Path, out: str | Path, budget: Budget, *, recover: str | None = "auto", **hub: Any
+) -> dict[str, Any]:
     """Write a size of an elastic repository as a pruned model that loads anywhere.
 
     Args:
         name (`str` or `Path`): Hub id or folder of an elastic repository.
         out (`str` or `Path`): folder to write; appears whole or not at all.
-        budgets (`Mapping`): exactly one budget, and `round_to` and `recover`, as of [`load_size`] without "lop_".
+        budget (`Budget`): what it may cost.
+        recover (`str`, *optional*): "sketch", "auto" or None, see [`load_size`].
         **hub: `revision`, `token`.
 
     Returns:
@@ -136,18 +144,15 @@ def pull(name: str | Path, out: str | Path, *, budgets: Mapping[str, Any], **hub
     out = Path(out).resolve()  # "." has no name
     check_new(out)
     check_replaceable(out)
-    source = _find(name, dict(budgets), hub)
+    source = _find(name, budget, recover, hub)
     with whole_folder(out) as folder:
         model, _ = _assemble(source, folder)
         save_pruned_extras(model, folder)
     return {"pruning_config": model.config.pruning_config, "parameters": model.num_parameters()}
 
 
-def _find(name: str | Path, budgets: dict[str, Any], hub: dict[str, Any]) -> _Source:
+def _find(name: str | Path, budget: Budget, recover: str | None, hub: dict[str, Any]) -> _Source:
     """Find an elastic repository and plan; reads config and pruner only."""
-    if unknown := sorted(budgets.keys() - set(SIZES)):
-        known = ", ".join(SIZE + kind for kind in SIZES)
-        raise InvalidInputError(f"{SIZE}{unknown[0]} is no size that from_pretrained knows; use one of {known}.")
     folder, commit = Path(name), None
     if not folder.is_dir():
         try:
@@ -163,16 +168,15 @@ def _find(name: str | Path, budgets: dict[str, Any], hub: dict[str, Any]) -> _So
             "LOPPruner.from_pretrained(...).prune(...)."
         )
     pruner = LOPPruner.from_pretrained(name, **hub)
-    round_to, recover = budgets.pop("round_to", 1), budgets.pop("recover", "auto")
     recovery = choose_recovery(recover, data=False, sketch=pruner.config.sketch_rows > 0)
     if recovery not in ("sketch", None):
         raise InvalidInputError(
             f'{SIZE}recover is {recover!r}; a size is read without the weights it does not have, so choose "sketch", "auto" or '
             "None. Or load the whole model, and prune it."
         )
-    plan = pruner.plan(**budgets, round_to=round_to)
+    plan = pruner.plan_for(budget)
     recovery = recovery if plan.neurons_removed else None
-    return _Source(str(name), folder, commit, hub, config, pruner, plan, round_to, recovery)
+    return _Source(str(name), folder, commit, hub, config, pruner, budget, plan, recovery)
 
 
 # -- Folders -----------------------------------------------------------------------------------------------------------
@@ -230,7 +234,7 @@ def _assemble(source: _Source, folder: Path, *, in_memory: bool = False) -> tupl
     set_counts(model, units, source.plan.widths)
     for unit, width in zip(units, source.plan.widths, strict=True):
         take(model, unit, torch.arange(width))
-    record(source.pruner, model, source.plan, recovery=source.recovery, round_to=source.round_to)
+    record(source.pruner.config, model, source.plan, recovery=source.recovery, round_to=source.budget.round_to)
     model.config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
@@ -239,6 +243,6 @@ def _assemble(source: _Source, folder: Path, *, in_memory: bool = False) -> tupl
 
 def _fits(source: _Source) -> Fits | None:
     kept = [torch.arange(width) for width in source.plan.widths]
-    statistics, directions = source.pruner.statistics(), source.pruner.directions_of
-    whole = row_solver(source.recovery, kept, statistics, directions)
-    return Fits(whole, prefix_solver(statistics, directions)) if whole is not None else None
+    learned = source.pruner.learned()
+    whole = row_solver(source.recovery, kept, learned.statistics, learned.directions)
+    return Fits(whole, prefix_solver(learned.statistics, learned.directions)) if whole is not None else None

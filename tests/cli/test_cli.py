@@ -164,7 +164,7 @@ class TestMistakes:
         )
 
     def test_no_budget(self, folders, monkeypatch, capsys):
-        assert "give exactly one of ratio" in fails(monkeypatch, capsys, "plan", folders / "pruner")
+        assert "give at least one of ratio" in fails(monkeypatch, capsys, "plan", folders / "pruner")
 
     def test_not_a_pruner(self, folders, monkeypatch, capsys):
         assert "not a pruner" in fails(monkeypatch, capsys, "plan", folders / "dense", "--ratio", 0.3)

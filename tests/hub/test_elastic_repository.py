@@ -17,6 +17,7 @@ from hf_lop.hub.elastic import size_file
 from hf_lop.hub.elastic import write as layout
 from hf_lop.hub.read.files import Folder
 from hf_lop.hub.read.safetensors import Place
+from hf_lop.planning.budget import Budget
 from hf_lop.pruner import sizes as pulling
 from hf_lop.pruner.pruner import LOPPruner
 from hf_lop.pruner.sizes import pull
@@ -320,11 +321,11 @@ class TestPairs:
 def test_pull_into_the_current_folder_or_a_full_one(repositories, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    pull(repositories[0] / "gated", ".", budgets={"ratio": 0.5})
+    pull(repositories[0] / "gated", ".", Budget.of(0.5))
     assert same_weights(load(tmp_path / "here"), load(repositories[0] / "gated", lop_ratio=0.5))
     monkeypatch.setattr("hf_lop.pruner.sizes._find", lambda *_: pytest.fail("downloaded"))
     with pytest.raises(InvalidInputError, match="not empty"):
-        pull(repositories[0] / "gated", tmp_path / "here", budgets={"ratio": 0.5})
+        pull(repositories[0] / "gated", tmp_path / "here", Budget.of(0.5))
 
 
 class TestMistakes:
@@ -332,8 +333,8 @@ class TestMistakes:
         ("arguments", "error", "words"),
         [
             ({"lop_size": 3}, InvalidInputError, "lop_size is no size"),
-            ({"lop_ratio": 0.3, "lop_params": 1e4}, InvalidInputError, "2 budgets"),
-            ({"lop_round_to": 8}, InvalidInputError, "0 budgets"),
+            ({"lop_ratio": 0.3, "lop_params": 1e4}, InfeasibleBudgetError, "params: A budget of 10000 is below"),
+            ({"lop_round_to": 8}, InvalidInputError, "No budget was given"),
             ({"lop_ratio": 1.5}, InvalidInputError, "ratio is 1.5"),
             ({"lop_ratio": 0.3, "subfolder": "x"}, InvalidInputError, "subfolder"),
             ({"lop_ratio": 0.3, "lop_recover": "sketch"}, InvalidInputError, "no sketch"),

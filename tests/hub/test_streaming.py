@@ -92,7 +92,7 @@ def test_the_demo(demo_pruner, tmp_path, budget, options):
 def test_kinds_of_ffns(built, tmp_path, kind, recover):
     model = built[kind]
     model.save_pretrained(tmp_path / "base", max_shard_size="30KB")
-    assert both(fake_pruner(model), tmp_path / "base", tmp_path, 0.4, method="table", recover=recover) == []
+    assert both(fake_pruner(model), tmp_path / "base", tmp_path, 0.4, method="mcts", recover=recover) == []
 
 
 @pytest.mark.parametrize(
@@ -102,17 +102,17 @@ def test_kinds_of_ffns(built, tmp_path, kind, recover):
 def test_families_whose_weights_are_renamed_or_tied(tmp_path, name):
     model = tiny_model(name).to(torch.bfloat16)
     model.save_pretrained(tmp_path / "base")
-    assert both(fake_pruner(model), tmp_path / "base", tmp_path, 0.4, method="table", recover="sketch") == []
+    assert both(fake_pruner(model), tmp_path / "base", tmp_path, 0.4, method="mcts", recover="sketch") == []
 
 
 def test_weights_stored_in_another_dtype_than_the_config_names(fake, base, tmp_path):
     tensors = {name: tensor.bfloat16() for name, tensor in load_file(base / "model.safetensors").items()}
     save_file(tensors, base / "model.safetensors", {"format": "pt"})
-    assert both(fake, base, tmp_path, 0.4, method="table", recover="fold") == []
+    assert both(fake, base, tmp_path, 0.4, method="mcts", recover="fold") == []
     config = json.loads((base / "config.json").read_text())
     del config["dtype"]
     (base / "config.json").write_text(json.dumps(config))
-    assert both(fake, base, tmp_path / "auto", 0.4, method="table", recover="sketch") == []
+    assert both(fake, base, tmp_path / "auto", 0.4, method="mcts", recover="sketch") == []
 
 
 @pytest.mark.parametrize("equal", [True, False])
@@ -122,7 +122,7 @@ def test_tied_weights_that_are_stored_twice(tmp_path, equal):
     tensors = load_file(tmp_path / "base" / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + (0 if equal else 1)
     save_file(tensors, tmp_path / "base" / "model.safetensors", {"format": "pt"})
-    assert both(fake_pruner(model), tmp_path / "base", tmp_path, 0.4, method="table", recover=None) == []
+    assert both(fake_pruner(model), tmp_path / "base", tmp_path, 0.4, method="mcts", recover=None) == []
     assert ("lm_head.weight" in load_file(tmp_path / "files" / "pruned" / "model.safetensors")) != equal
 
 
@@ -131,13 +131,13 @@ def test_unused_tensors_are_left_out_as_in_memory(fake, base, tmp_path):
     save_file(
         {**tensors, "model.layers.0.rotary_emb.inv_freq": torch.ones(4)}, base / "model.safetensors", {"format": "pt"}
     )
-    assert both(fake, base, tmp_path, 0.4, method="table", recover=None) == []
+    assert both(fake, base, tmp_path, 0.4, method="mcts", recover=None) == []
 
 
 def test_sharded_output(fake, base, tmp_path, monkeypatch):
     monkeypatch.setattr("hf_lop.hub.write.stream.write_pruned.__kwdefaults__", {"max_shard_size": "40KB"})
-    fake.prune(base, 0.4, method="table").save_pretrained(tmp_path / "memory" / "out", max_shard_size="40KB")
-    fake.prune(base, 0.4, method="table", output_dir=tmp_path / "files" / "out")
+    fake.prune(base, 0.4, method="mcts").save_pretrained(tmp_path / "memory" / "out", max_shard_size="40KB")
+    fake.prune(base, 0.4, method="mcts", output_dir=tmp_path / "files" / "out")
     assert differences(tmp_path / "memory" / "out", tmp_path / "files" / "out") == []
     assert len(list((tmp_path / "files" / "out").glob("model-*.safetensors"))) > 1
 
@@ -203,7 +203,7 @@ class _Memory:
 @pytest.mark.slow
 def test_a_run_that_fails_leaves_nothing_and_the_next_goes_on(fake, base, tmp_path, monkeypatch):
     expected, out = tmp_path / "memory" / "out", tmp_path / "out"
-    fake.prune(base, 0.4, method="table").save_pretrained(expected)
+    fake.prune(base, 0.4, method="mcts").save_pretrained(expected)
     monkeypatch.setattr("hf_lop.hub.write.whole.LOT", 1)
     parts, made = Cutter.parts, []
 
@@ -215,10 +215,10 @@ def test_a_run_that_fails_leaves_nothing_and_the_next_goes_on(fake, base, tmp_pa
 
     monkeypatch.setattr(Cutter, "parts", failing)
     with pytest.raises(OSError, match="disk full"):
-        fake.prune(base, 0.4, method="table", output_dir=out)
+        fake.prune(base, 0.4, method="mcts", output_dir=out)
     assert not out.exists()
     assert not list(tmp_path.rglob(".out.partial/out/*.safetensors"))  # nothing that a loader would take
-    fake.prune(base, 0.4, method="table", output_dir=out)
+    fake.prune(base, 0.4, method="mcts", output_dir=out)
     assert differences(expected, out) == []
     assert len(made) == len(load_file(out / "model.safetensors")) + 1  # no tensor was made twice
     assert not (tmp_path / ".out.partial").exists()
@@ -230,10 +230,10 @@ def test_another_call_starts_anew(fake, base, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Staging, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            fake.prune(base, 0.4, method="table", recover="fold", output_dir=tmp_path / "out")
+            fake.prune(base, 0.4, method="mcts", recover="fold", output_dir=tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    fake.prune(base, 0.4, method="table", recover="sketch", output_dir=tmp_path / "out")
-    fake.prune(base, 0.4, method="table", recover="sketch").save_pretrained(tmp_path / "memory" / "out")
+    fake.prune(base, 0.4, method="mcts", recover="sketch", output_dir=tmp_path / "out")
+    fake.prune(base, 0.4, method="mcts", recover="sketch").save_pretrained(tmp_path / "memory" / "out")
     assert differences(tmp_path / "memory" / "out", tmp_path / "out") == []
 
 
@@ -241,11 +241,11 @@ def test_a_changed_input_starts_anew(fake, base, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Staging, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            fake.prune(base, 0.4, method="table", output_dir=tmp_path / "out")
+            fake.prune(base, 0.4, method="mcts", output_dir=tmp_path / "out")
     tensors = {name: tensor + 1 for name, tensor in load_file(base / "model.safetensors").items()}
     save_file(tensors, base / "model.safetensors", {"format": "pt"})
-    fake.prune(base, 0.4, method="table", output_dir=tmp_path / "out")
-    fake.prune(base, 0.4, method="table").save_pretrained(tmp_path / "memory" / "out")
+    fake.prune(base, 0.4, method="mcts", output_dir=tmp_path / "out")
+    fake.prune(base, 0.4, method="mcts").save_pretrained(tmp_path / "memory" / "out")
     assert differences(tmp_path / "memory" / "out", tmp_path / "out") == []
 
 
@@ -254,10 +254,10 @@ def test_what_lies_beside_the_weights_starts_anew_as_well(fake, base, tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr(Staging, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            fake.prune(base, 0.4, method="table", output_dir=tmp_path / "out")
+            fake.prune(base, 0.4, method="mcts", output_dir=tmp_path / "out")
     (base / "tokenizer_config.json").write_text('{"model_max_length": 512}')
-    fake.prune(base, 0.4, method="table", output_dir=tmp_path / "out")
-    fake.prune(base, 0.4, method="table").save_pretrained(tmp_path / "memory" / "out")
+    fake.prune(base, 0.4, method="mcts", output_dir=tmp_path / "out")
+    fake.prune(base, 0.4, method="mcts").save_pretrained(tmp_path / "memory" / "out")
     assert differences(tmp_path / "memory" / "out", tmp_path / "out") == []
 
 
@@ -275,11 +275,11 @@ def test_an_input_that_changes_meanwhile_is_refused_even_if_it_changes_back(fake
     with monkeypatch.context() as patch:
         patch.setattr(Cutter, "parts", changing)
         with pytest.raises(CheckpointMismatchError, match="changed while it was read"):
-            fake.prune(base, 0.4, method="table", output_dir=tmp_path / "out")
+            fake.prune(base, 0.4, method="mcts", output_dir=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     shutil.copy2(kept / "model.safetensors", base / "model.safetensors")  # with its old time
-    fake.prune(base, 0.4, method="table", output_dir=tmp_path / "out")
-    fake.prune(base, 0.4, method="table").save_pretrained(tmp_path / "memory" / "out")
+    fake.prune(base, 0.4, method="mcts", output_dir=tmp_path / "out")
+    fake.prune(base, 0.4, method="mcts").save_pretrained(tmp_path / "memory" / "out")
     assert differences(tmp_path / "memory" / "out", tmp_path / "out") == []
 
 
@@ -343,21 +343,21 @@ def test_killed_at_any_moment(demo_pruner, tmp_path, seed):
 )
 def test_bad_arguments(fake, base, tmp_path, options, error, message):
     with pytest.raises(error, match=message):
-        fake.prune(base, **options, method="table", output_dir=tmp_path / "out")
+        fake.prune(base, **options, method="mcts", output_dir=tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]
 
 
 def test_a_model_in_memory_or_a_full_folder(fake, base, llama, tmp_path):
     with pytest.raises(InvalidInputError, match="Hub id or a folder"):
-        fake.prune(llama, 0.3, method="table", output_dir=tmp_path / "out")
+        fake.prune(llama, 0.3, method="mcts", output_dir=tmp_path / "out")
     with pytest.raises(InvalidInputError, match="is not empty"):
-        fake.prune(base, 0.3, method="table", output_dir=base)
+        fake.prune(base, 0.3, method="mcts", output_dir=base)
 
 
 def test_a_full_disk_is_noticed_first(fake, base, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=5))
     with pytest.raises(InvalidInputError, match="has room for 5 bytes"):
-        fake.prune(base, 0.3, method="table", output_dir=tmp_path / "out")
+        fake.prune(base, 0.3, method="mcts", output_dir=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -431,14 +431,14 @@ def test_hostile_checkpoints(fake, base, tmp_path, case):
     damage, error, message = HOSTILE[case]
     damage(base)
     with pytest.raises(error, match=message):
-        fake.prune(base, 0.3, method="table", output_dir=tmp_path / "out")
+        fake.prune(base, 0.3, method="mcts", output_dir=tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]
 
 
 def test_another_model_is_refused(fake, tmp_path, built):
     built["fused"].save_pretrained(tmp_path / "base")
     with pytest.raises(CheckpointMismatchError, match="model type"):
-        fake.prune(tmp_path / "base", 0.3, method="table", output_dir=tmp_path / "out")
+        fake.prune(tmp_path / "base", 0.3, method="mcts", output_dir=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -448,7 +448,7 @@ def test_another_model_is_refused(fake, tmp_path, built):
 def test_the_command(fake, base, tmp_path):
     fake.save_pretrained(tmp_path / "pruner")
     out = tmp_path / "out"
-    options = {"--pruner": tmp_path / "pruner", "--ratio": 0.4, "--method": "table", "--out": out}
+    options = {"--pruner": tmp_path / "pruner", "--ratio": 0.4, "--method": "mcts", "--out": out}
     words = [str(word) for option in options.items() for word in option]
     result = CliRunner().invoke(app, ["prune", str(base), *words, "--stream", "--json"], catch_exceptions=False)
     assert result.exit_code == 0
@@ -469,11 +469,11 @@ def test_the_command(fake, base, tmp_path):
 FROM_HUB = """
 from hf_lop.pruner.pruner import LOPPruner
 pruner = LOPPruner.from_pretrained("me/pruner")
-pruner.prune("me/base", 0.4, method="table", output_dir="streamed/out")
+pruner.prune("me/base", 0.4, method="mcts", output_dir="streamed/out")
 """
 IN_MEMORY = """
 from hf_lop.pruner.pruner import LOPPruner
-LOPPruner.from_pretrained("me/pruner").prune("me/base", 0.4, method="table").save_pretrained("memory/out")
+LOPPruner.from_pretrained("me/pruner").prune("me/base", 0.4, method="mcts").save_pretrained("memory/out")
 """
 
 

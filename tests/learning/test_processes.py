@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from hf_lop import demo
 from hf_lop.errors import InvalidInputError, ProcessError
+from hf_lop.learning.bench import Bench
 from hf_lop.learning.decoder.replay import record_batches
 from hf_lop.learning.probes import probe_layers
 from hf_lop.learning.processes import Processes, launched
@@ -165,11 +167,11 @@ def test_probes_do_not_depend_on_the_order_of_batches(llama, monkeypatch):
     lengths = (5, 9, 4, 7, 6)
     batches = [{"input_ids": torch.arange(3, 3 + length).unsqueeze(0)} for length in lengths]
     sums = dict(zip(lengths, (0.1, 1e16, 0.7, -1e16, 0.3), strict=True))
-    monkeypatch.setattr("hf_lop.learning.probes._probe", lambda *a: (np.full((2, 4, 2), sums[len(a[3].target)]), 1))
+    monkeypatch.setattr("hf_lop.learning.probes._probe", lambda *a: (np.full((2, 4, 2), sums[len(a[2].target)]), 1))
 
     def work(processes):
         model = copy.deepcopy(llama)
-        return probe_layers(model, prunable_units(model), orders(model), batches, [0.3, 0.7], (0.0, 0.5), processes)
+        return probe_layers(Bench(model, orders(model), batches, processes), [0.3, 0.7], (0.0, 0.5))
 
     for found in [work(Processes()), *in_threads(2, work), *in_threads(3, work)]:
         np.testing.assert_array_equal(found, np.full((2, 4, 2), math.fsum(sums.values()) / 5))
@@ -179,14 +181,14 @@ def test_probes_do_not_depend_on_the_order_of_batches(llama, monkeypatch):
 def test_probes_and_rewards_are_those_of_one_process(llama, count):
     batches = [*answered(text_batches(3)), {"input_ids": torch.tensor([[5]]), "labels": torch.tensor([[-100]])}]
     batches += answered(text_batches(1, seed=3))  # four that count, and one without a prediction
-    order, units, ratios, recorded = orders(llama), prunable_units(llama), [0.3, 0.7], [None] * count
+    order, ratios, recorded = orders(llama), [0.3, 0.7], [None] * count
 
     def work(processes):
         model = copy.deepcopy(llama)
         rewards = {kind: Reward.on(model, order, batches, kind, processes) for kind in REWARDS}
         recorded[processes.index] = len(rewards["divergence"].recorded)
         scores = {kind: [reward(WIDTHS), reward([20] * 4)] for kind, reward in rewards.items()}
-        return scores, probe_layers(model, units, order, batches, ratios, (0.0, 0.5), processes)
+        return scores, probe_layers(Bench(model, order, batches, processes), ratios, (0.0, 0.5))
 
     expected, probes = work(Processes())
     for scores, found in in_threads(count, work):
@@ -201,7 +203,13 @@ def test_sketches_add_up(llama):
     def work(processes):
         model = copy.deepcopy(llama)
         units = prunable_units(model)
-        statistics, sketches = calibrate(model, text_batches(6), units, 16, 0, processes)
+        statistics, sketches = calibrate(
+            model,
+            units,
+            text_batches(6),
+            SimpleNamespace(sketch_rows=16, seed=0),
+            SimpleNamespace(processes=processes),
+        )
         return [sketch.directions().T @ sketch.directions() for sketch in sketches], statistics
 
     (alone, _), *several = [work(Processes()), *in_threads(2, work), *in_threads(3, work)]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hf_lop.errors import InvalidInputError
+from hf_lop.learning.bench import Bench
 from hf_lop.learning.decoder.replay import record_batches
 from hf_lop.learning.divergence import TOP, DenseTop
 from hf_lop.learning.probes import probe_layers
@@ -137,7 +138,7 @@ def test_a_callable_sees_the_model_that_pruning_gives(llama):
         return Score(float(len(seen)), 0.5, 2) if len(seen) > 1 else torch.tensor(0.25)
 
     before = {name: value.clone() for name, value in llama.state_dict().items()}
-    score = scorer(llama, orders(llama), [], judge)
+    score = scorer(Bench(llama, orders(llama), []), judge)
     assert score(WIDTHS).value == 0.25
     assert score([48] * 4) == Score(2.0, 0.5, 2)
     for (tokens, logits), widths in zip(seen, (WIDTHS, [48] * 4), strict=True):
@@ -155,7 +156,7 @@ def test_callables_have_a_name_and_return_a_number(llama):
     judge.name = "task"
     assert reward_name(judge) == "task"
     with pytest.raises(InvalidInputError, match="task returned a str"):
-        scorer(llama, orders(llama), [], judge)(WIDTHS)
+        scorer(Bench(llama, orders(llama), []), judge)(WIDTHS)
     for nameless in (lambda candidate: 0.0, type("Judge", (), {"__call__": lambda *_: 0.0})()):
         with pytest.raises(InvalidInputError, match="no name"):
             reward_name(nameless)
@@ -179,7 +180,7 @@ def test_the_vision_tower_runs_once_per_batch():
     reward = Reward.on(model, orders(model), [tiny_inputs("qwen2_5_vl", seed) for seed in range(3)])
     for width in (96, 40, 3):
         reward([width] * 4)
-    probe_layers(model, prunable_units(model), orders(model), [tiny_inputs("qwen2_5_vl")], [0.5, 1.0])
+    probe_layers(Bench(model, orders(model), [tiny_inputs("qwen2_5_vl")]), [0.5, 1.0])
     assert len(calls) == 3 + 1
 
 
@@ -246,7 +247,7 @@ def test_probes_equal_masked_models(name, answers):
     batches = [tiny_inputs(name, seed) for seed in range(2)]
     batches = answered(batches) if answers else batches
     units, ratios = prunable_units(model), [0.3, 0.7, 1.0]
-    found = probe_layers(model, units, orders(model), batches, ratios, (0.0, 0.5))
+    found = probe_layers(Bench(model, orders(model), batches), ratios, (0.0, 0.5))
     for context, table in zip((0.0, 0.5), found, strict=True):
         slow = slow_probes(model, units, orders(model), batches, ratios, context)
         np.testing.assert_allclose(table, slow, rtol=1e-3, atol=1e-6)
@@ -256,7 +257,7 @@ def test_probes_start_at_their_layer(llama):
     ran = []
     for index, layer in enumerate(llama.model.layers):
         layer.mlp.register_forward_hook(lambda *_, i=index: ran.append(i))
-    probe_layers(llama, prunable_units(llama), orders(llama), text_batches(1), [0.5] * 10)
+    probe_layers(Bench(llama, orders(llama), text_batches(1)), [0.5] * 10)
     counts = [ran.count(index) for index in range(4)]
     assert counts[3] - counts[0] == 10 * 3 + 2  # ten probes of each later layer, and two checks
 
@@ -266,7 +267,7 @@ def test_probes_of_layers_that_cannot_be_skipped(llama):
     llama.model.layers[0].mlp.register_forward_hook(lambda m, a, out: notes.update(x=out))
     llama.model.layers[3].mlp.register_forward_hook(lambda m, a, out: out + notes.pop("x"))
     units, batches = prunable_units(llama), text_batches(1)
-    found = probe_layers(llama, units, orders(llama), batches, [0.5], (0.0, 0.5))[1]
+    found = probe_layers(Bench(llama, orders(llama), batches), [0.5], (0.0, 0.5))[1]
     np.testing.assert_allclose(
         found, slow_probes(llama, units, orders(llama), batches, [0.5], 0.5), rtol=1e-3, atol=1e-6
     )

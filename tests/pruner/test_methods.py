@@ -9,6 +9,8 @@ from hf_lop.errors import InvalidInputError, UnsupportedModelError
 from hf_lop.learning.importance import neuron_order, unit_importance
 from hf_lop.planning.additive import additive_plans
 from hf_lop.planning.baselines import global_threshold
+from hf_lop.planning.budget import Budget
+from hf_lop.planning.plan import plan_budget
 from hf_lop.pruner.fit import PROBE_RATIOS
 from hf_lop.pruner.methods import METHODS, choose, cold_seconds, usable_methods
 from hf_lop.pruner.pruner import LOPPruner
@@ -21,6 +23,10 @@ from tests.families import build
 def logits(model, batch):
     with torch.inference_mode():
         return model(**batch).logits
+
+
+def rules(method, pruner, model):
+    return choose(method, pruner.config, pruner.learned(), pruner.predict, model, find_units(model))
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +68,10 @@ def test_baselines_equal_the_masked_model_by_the_book(pruner, built, llama, batc
 
 def test_table_is_what_the_predictor_learned_from(pruner, llama):
     row = next(row for row in pruner.config.search_table if row["ratio"] == 0.5)
-    widths = pruner.prune(llama, 0.5, method="table").config.intermediate_size
+    widths = plan_budget(pruner.look_up, pruner.config.size, Budget.of(0.5)).widths
     np.testing.assert_allclose(widths, 48 * (1 - np.array(row["ratios"])), atol=1)
+    with pytest.raises(InvalidInputError, match='method="table" is gone: name the search'):
+        pruner.prune(llama, 0.5, method="table")
 
 
 def test_additive_is_exact_at_any_target_and_survives_a_file(pruner, llama, tmp_path):
@@ -73,12 +81,12 @@ def test_additive_is_exact_at_any_target_and_survives_a_file(pruner, llama, tmp_
     loaded = LOPPruner.from_pretrained(tmp_path)
     for target in (0.0, 0.217, 0.5, 0.93):
         expected = additive_plans(damage, PROBE_RATIOS, [48] * 4, [min(target, 0.925)], around=around, context=0.5)[0]
-        ratios, _ = choose("additive", loaded, llama, find_units(llama))
+        ratios, _ = rules("additive", loaded, llama)
         np.testing.assert_array_equal(ratios(target), expected)
         model = loaded.prune(copy.deepcopy(llama), target, method="additive")
         assert sum(48 - f.count for f in find_units(model)) == pytest.approx(192 * target, abs=1)
     row = next(row for row in pruner.config.search_table if row["ratio"] == 0.5)
-    np.testing.assert_allclose(choose("additive", pruner, llama, find_units(llama))[0](0.5), row["ratios"], atol=1e-5)
+    np.testing.assert_allclose(rules("additive", pruner, llama)[0](0.5), row["ratios"], atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["mcts", "cmaes"])
@@ -103,7 +111,7 @@ def test_methods_that_a_pruner_was_not_fitted_for(pruner, searched, llama, monke
     old.probes = None  # as repositories made before probes were kept: their table is additive
     assert usable_methods(old) == ["lop", "additive", *others]
     old.calibration = None
-    assert usable_methods(old) == ["lop", "table", *others]
+    assert usable_methods(old) == ["lop", *others]
     old.search_table = None
     assert usable_methods(old) == ["lop", *others]
 
@@ -120,11 +128,11 @@ def test_another_table_is_no_search_s(searched):
     changed = copy.deepcopy(searched)
     changed.train_predictor("mlp", table=[{"ratio": 0.5, "ratios": [0.5] * 4}])
     assert changed.config.table_of("mcts") is None
-    assert "table" in usable_methods(changed.config)
+    assert "mcts" not in usable_methods(changed.config)
     assert searched.config.table_of("mcts") is not None
 
 
-def test_cold_seconds_add_up_what_a_method_needs(searched, pruner):
+def test_cold_seconds_add_up_what_a_method_needs(searched):
     spent = searched.config.calibration["seconds"]
     assert set(spent) == {"calibration", "probes", "mcts", "predictor"}
     assert all(value > 0 for value in spent.values())
@@ -136,7 +144,6 @@ def test_cold_seconds_add_up_what_a_method_needs(searched, pruner):
     old = copy.deepcopy(searched.config)
     del old.calibration["seconds"]
     assert cold_seconds("lop", old) is None
-    assert cold_seconds("table", pruner.config) == cold_seconds("additive", pruner.config)
 
 
 def test_least_squares_brings_the_outputs_back(pruner, built):

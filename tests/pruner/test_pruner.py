@@ -9,11 +9,47 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hf_lop.errors import CheckpointMismatchError, InfeasibleBudgetError, InvalidInputError, UnsupportedModelError
-from hf_lop.learning.pairs import read_table
+from hf_lop.planning.table import read_table
 from hf_lop.pruner.pruner import LOPPruner
 from hf_lop.units.kinds import find_units
 from hf_lop.units.slice import masking
 from tests.conftest import SMALL
+
+COSTS = {"params": "parameters", "memory": "memory_after", "flops": "flops"}
+
+
+class TestSeveralLimits:
+    def test_all_hold_and_one_binds(self, pruner):
+        alone = {kind: getattr(pruner.plan(0.4), attribute) for kind, attribute in COSTS.items()}
+        for binding in alone:
+            limits = {kind: value * (1 if kind == binding else 1.2) for kind, value in alone.items()}
+            plan = pruner.plan(**limits)
+            assert all(getattr(plan, COSTS[kind]) <= limit for kind, limit in limits.items())
+            assert plan.widths == pruner.plan(**{binding: alone[binding]}).widths
+
+    def test_a_ratio_is_a_limit_like_the_others(self, pruner):
+        loose = pruner.plan(0).parameters
+        assert pruner.plan(0.5, params=loose).widths == pruner.plan(0.5).widths
+        tight = pruner.plan(0.7).parameters
+        assert pruner.plan(0.2, params=tight).widths == pruner.plan(params=tight).widths
+
+    def test_the_binding_one_is_named(self, pruner):
+        dense = pruner.plan(0)
+        with pytest.raises(InfeasibleBudgetError, match="flops: A budget of 10 is below"):
+            pruner.plan(params=dense.parameters, flops=10)
+        with pytest.raises(InfeasibleBudgetError, match=r"ratio is 0\.99, which keeps"):
+            pruner.plan(0.99, params=dense.parameters)
+        with pytest.raises(InvalidInputError, match="No budget was given; give at least one"):
+            pruner.plan(round_to=8)
+
+    def test_latency_is_measured_where_it_is_a_limit(self, pruner, monkeypatch):
+        def seconds(size, **_):
+            return np.array([1, 48]), np.array([1.0, 48.0])
+
+        monkeypatch.setattr("hf_lop.pruner.prune.ffn_seconds", seconds)
+        plan = pruner.plan(0.1, latency=100.0)
+        assert plan.seconds == sum(plan.widths) == 100
+        assert pruner.plan(0.6, latency=100.0).widths == pruner.plan(0.6).widths
 
 
 class TestPlan:

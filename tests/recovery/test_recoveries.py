@@ -11,12 +11,11 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from hf_lop.errors import InvalidInputError, UnsupportedModelError
 from hf_lop.evaluation.comparison.bias import add_to_output_biases, removed_means
 from hf_lop.learning.statistics import collect_statistics
-from hf_lop.planning.plan import plan_budget
-from hf_lop.pruner.methods import choose
+from hf_lop.planning.budget import Budget
+from hf_lop.pruner.prune import Cut
 from hf_lop.pruner.pruner import LOPPruner
 from hf_lop.recovery.choose import RECOVERIES, choose_recovery
 from hf_lop.units.kinds import find_units
-from hf_lop.units.measure import measure_size
 from hf_lop.units.slice import output_weight, prunable_units, slice_units
 from tests.conftest import CONFIGS, slow, text_batches
 from tests.recovery.test_recovery import activations, some_kept
@@ -111,11 +110,8 @@ def prune_with_bias(pruner, model, ratio):
     dense = copy.deepcopy(model)
     pruned = pruner.prune(model, ratio, method="flap", recover=None)
     units = prunable_units(dense)
-    ratios, order = choose("flap", pruner, dense, units)
-    size = measure_size(dense, units)
-    weight = output_weight(dense, units[0])
-    plan = plan_budget(ratios, size, {"ratio": ratio}, round_to=1, device=weight.device, dtype=weight.dtype)
-    kept = [neurons[:width] for neurons, width in zip(order, plan.widths, strict=True)]
+    flap = Cut(Budget.of(ratio), "flap", None, strict=False)
+    _, kept = flap.plan(pruner.config, pruner.learned(), pruner.predict, dense, units)
     biases = removed_means(dense, units, kept, pruner.statistics())
     add_to_output_biases(pruned, find_units(pruned), biases)
     pruned.config.pruning_config["recovery"] = "bias"

@@ -9,9 +9,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from hf_lop.errors import CheckpointMismatchError, UnsupportedModelError
+from hf_lop.learning.bench import Bench
 from hf_lop.learning.importance import neuron_order, unit_importance
 from hf_lop.learning.probes import probe_layers
 from hf_lop.learning.statistics import collect_statistics
+from hf_lop.pruner.pruner import LOPPruner
 from hf_lop.units import kinds
 from hf_lop.units.configs import UNITS, text_configs
 from hf_lop.units.kinds import find_units
@@ -20,6 +22,7 @@ from hf_lop.units.slice import masking, prunable_units, slice_units
 from hf_lop.units.unit import Slot, entries, resized, runs, take
 from hf_lop.units.views import ElasticModel
 from tests.conftest import text_batches
+from tests.fake_pruner import fake_pruner
 from tests.units.kv_groups import find_kv_groups
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "pad_token_id": 0}
@@ -133,13 +136,62 @@ def test_views_equal_the_cut_model(model):
 def test_probes(model):
     units, batches = find_units(model), text_batches(2)
     order = neuron_order(unit_importance(model, units, "magnitude"))
-    damage = probe_layers(model, units, order, batches, [0.25, 0.75])
+    damage = probe_layers(Bench(model, order, batches), [0.25, 0.75])
     dense = [logits(model, batch).log_softmax(-1) for batch in batches]
     with masking(model, units, [order[0][:1], *(torch.arange(4) for _ in range(3))]):
         cut = [logits(model, batch).log_softmax(-1) for batch in batches]
     expected = np.mean([(p.exp() * (p - q)).sum(-1).mean().item() for p, q in zip(dense, cut, strict=True)])
     assert damage.shape == (1, 4, 2)
     assert damage[0, 0, 1] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("recover", [None, "fold", "sketch"])
+def test_a_pruner_cuts_in_memory_as_from_file_to_file(model, tmp_path, recover):
+    model.save_pretrained(tmp_path / "dense")
+    pruner = fake_pruner(model)
+    pruner.save_pretrained(tmp_path / "pruner")
+    pruner = LOPPruner.from_pretrained(tmp_path / "pruner")
+    assert pruner.config.size.block == 8
+    streamed = pruner.prune(tmp_path / "dense", 0.4, method="mcts", recover=recover, output_dir=tmp_path / "streamed")
+    pruned = pruner.prune(tmp_path / "dense", 0.4, method="mcts", recover=recover)
+    assert pruned.config.num_key_value_heads == streamed.config.num_key_value_heads == [3, 2, 2, 2]
+    pruned.save_pretrained(tmp_path / "memory")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "memory" / name).read_bytes() == (tmp_path / "streamed" / name).read_bytes()
+    if recover is None:
+        order, units = pruner.order(), find_units(model)
+        kept = [indices[:k] for indices, k in zip(order, (3, 2, 2, 2), strict=True)]
+        batch = text_batches(1)[0]
+        with masking(model, units, kept):
+            masked = logits(model, batch)
+        torch.testing.assert_close(logits(pruned.eval(), batch), masked, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("recover", [None, "sketch"])
+def test_an_elastic_repository_gives_every_size(model, tmp_path, recover):
+    model.save_pretrained(tmp_path / "dense")
+    pruner, batch = fake_pruner(model), text_batches(1)[0]
+    pruner.make_elastic(tmp_path / "dense").save_pretrained(tmp_path / "elastic")
+    size = AutoModelForCausalLM.from_pretrained(tmp_path / "elastic", lop_params=32000, lop_recover=recover).eval()
+    counts = size.config.num_key_value_heads
+    assert 4 < sum(counts) < 16
+    ordinary = LOPPruner.from_pretrained(tmp_path / "elastic").prune(
+        tmp_path / "elastic", params=32000, recover=recover
+    )
+    assert ordinary.config.num_key_value_heads == counts
+    torch.testing.assert_close(logits(size, batch), logits(ordinary.eval(), batch), rtol=1e-4, atol=1e-4)
+
+
+def test_least_squares_brings_outputs_back(model):
+    held_out, dense = text_batches(1, seed=9)[0], copy.deepcopy(model)
+    pruner, far = fake_pruner(model), {}
+    for recover in (None, "lstsq"):
+        data = text_batches(30, seed=5) if recover else None
+        pruned = pruner.prune(copy.deepcopy(dense), 0.4, method="mcts", recover=recover, data=data)
+        far[recover] = float((logits(pruned, held_out) - logits(dense, held_out)).square().mean())
+    assert far["lstsq"] < far[None]
+    with pytest.raises(UnsupportedModelError, match="do not simply add"):  # the FFN of the layer follows
+        pruner.prune(model, 0.4, recover="sequential", data=text_batches(2))
 
 
 def test_several_slots_of_one_tensor():

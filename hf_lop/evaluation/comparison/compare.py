@@ -24,15 +24,16 @@ from hf_lop.learning.decoder.replay import record_batches
 from hf_lop.learning.divergence import DenseTop
 from hf_lop.learning.processes import launched
 from hf_lop.learning.rewards import REWARDS, Score, _by_sample, _ratio
-from hf_lop.planning.plan import Plan, plan_budget
+from hf_lop.planning.budget import Budget
+from hf_lop.planning.plan import Plan
 from hf_lop.pruner.fit import Batches
-from hf_lop.pruner.methods import METHODS, check_method, choose, cold_seconds, usable_methods
+from hf_lop.pruner.methods import METHODS, check_method, cold_seconds, usable_methods
+from hf_lop.pruner.prune import Cut
 from hf_lop.pruner.pruner import LOPPruner
 from hf_lop.recovery.by_layer import set_output_weights
 from hf_lop.recovery.choose import FROM_DATA, RECOVERIES, choose_recovery, recovered_weights
 from hf_lop.recovery.moments import second_moments
 from hf_lop.units.measure import measure_size
-from hf_lop.units.size import ModelSize
 from hf_lop.units.slice import output_weight, prunable_units, slice_units
 from hf_lop.units.unit import Unit
 from hf_lop.units.views import shadow
@@ -130,9 +131,9 @@ def compare(
             rows.add(Row.of(key, judge(twin), size.widths, size))
             continue
         pruner = pruners[seed]
-        _prepare(pruner, model, units, size, method, ratio)  # the first call allocates and loads; the second is timed
+        _prepare(pruner, model, units, method, ratio)  # the first call allocates and loads; the second is timed
         start = time.perf_counter()
-        plan, kept = _prepare(pruner, model, units, size, method, ratio)
+        plan, kept = _prepare(pruner, model, units, method, ratio)
         seconds = time.perf_counter() - start
         pruned = _pruned(recovery, pruner, model, units, kept, data, moments)
         rows.add(Row.of(key, judge(pruned), plan.widths, size, seconds, cold_seconds(method, pruner.config)))
@@ -201,13 +202,11 @@ def _identity(pruner: LOPPruner) -> str:
 
 
 def _prepare(
-    pruner: LOPPruner, model: nn.Module, units: Sequence[Unit], size: ModelSize, method: str, ratio: float
+    pruner: LOPPruner, model: PreTrainedModel, units: Sequence[Unit], method: str, ratio: float
 ) -> tuple[Plan, list[torch.Tensor]]:
-    """Plan one target and choose the neurons that stay."""
-    ratios, order = choose(method, pruner, model, units)
-    weight = output_weight(model, units[0])
-    plan = plan_budget(ratios, size, {"ratio": ratio}, round_to=1, device=weight.device, dtype=weight.dtype)
-    return plan, [neurons[:width] for neurons, width in zip(order, plan.widths, strict=True)]
+    """Plan one target and choose the pieces that stay."""
+    cut = Cut(Budget.of(ratio), method, None, strict=False)
+    return cut.plan(pruner.config, pruner.learned(), pruner.predict, model, units)
 
 
 def _pruned(
@@ -220,11 +219,13 @@ def _pruned(
     moments: Callable[[], Iterable[torch.Tensor]],
 ) -> PreTrainedModel:
     """Cut a copy of the model, and recover it."""
-    statistics, weights, biases = pruner.statistics(), None, None
+    learned, weights, biases = pruner.learned(), None, None
     if recovery == "bias":
-        biases = removed_means(model, units, kept, statistics)
+        biases = removed_means(model, units, kept, learned.statistics)
     else:
-        weights = recovered_weights(recovery, model, units, kept, statistics, pruner.directions_of, data, moments)
+        weights = recovered_weights(
+            recovery, model, units, kept, learned.statistics, learned.directions, data, moments
+        )
     pruned: PreTrainedModel = copy.deepcopy(model).eval()
     cut = slice_units(pruned, kept)
     if weights is not None:

@@ -143,7 +143,7 @@ def save_elastic_extras(
         tags (`Iterable[str]`): further tags of the card.
     """
     directory, made = Path(directory), model.config.elastic_config
-    save_transposed(directory, cast(Any, pruner).directions_of, cast(Any, pruner).config.sketch_rows)
+    save_transposed(directory, cast(Any, pruner).learned().directions, cast(Any, pruner).config.sketch_rows)
     PreTrainedModel.save_pretrained(pruner, directory / PRUNER)  # without a card of its own
     processor, base_data = _companions(model, made, directory)
     config: Any = pruner.config

@@ -1,0 +1,95 @@
+"""What is known about a model from data: what a pruner keeps, without its predictor, and all that methods and recoveries need."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from hf_lop.errors import CheckpointMismatchError
+from hf_lop.learning.sketch import Sketch
+from hf_lop.learning.statistics import Statistics
+from hf_lop.units.size import ModelSize
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What calibration found out about the units of a model. L is their number, n their pieces.
+
+    Attributes:
+        size (`ModelSize`): of the dense model.
+        dtype (`str`): of the weights of its units.
+        order (`list[torch.Tensor]`): `[L]`, pieces of each unit from most to least important, `[n] int64`.
+        statistics (`list[Statistics]`): `[L]`, of the entries of all pieces.
+        sketches (`list[Sketch]`): `[L]`; empty if there is none.
+        sorted_by (`str`, *optional*): digest of the order by which the pieces were sorted, if they were.
+    """
+
+    size: ModelSize
+    dtype: str
+    order: list[torch.Tensor]
+    statistics: list[Statistics]
+    sketches: list[Sketch]
+    sorted_by: str | None = None
+
+    def directions(self, layer: int) -> torch.Tensor:
+        """Return the sketch of second moments of one unit, B `[r, n] float32`; there must be one."""
+        return self.sketches[layer].directions()
+
+    def checked_order(self) -> list[torch.Tensor]:
+        """Return the order of every unit.
+
+        Raises:
+            CheckpointMismatchError: if one is no permutation of its pieces.
+        """
+        for layer, order in enumerate(self.order):
+            if not torch.equal(order.sort().values, torch.arange(len(order))):
+                raise CheckpointMismatchError(
+                    f"The neuron order of layer {layer} is no permutation of its {len(order)} neurons. "
+                    "The pruner's model.safetensors is damaged: download it again."
+                )
+        return self.order
+
+    def sorted(self) -> "Learned":
+        """Return what is known of the same model with the pieces of every unit sorted by this order.
+
+        Raises:
+            CheckpointMismatchError: if the order is damaged.
+        """
+        statistics, sketches = [], []
+        for layer, order in enumerate(self.checked_order()):
+            block = self.size.block
+            columns = (order.unsqueeze(1) * block + torch.arange(block)).flatten()
+            measured = self.statistics[layer]
+            statistics.append(Statistics(*(getattr(measured, name)[columns] for name in Statistics.__slots__)))
+            if self.sketches:
+                sketch = self.sketches[layer]
+                sketches.append(Sketch(sketch.codes[columns], sketch.scale[columns]))
+        return replace(
+            self,
+            order=[torch.arange(len(order)) for order in self.order],
+            statistics=statistics,
+            sketches=sketches,
+            sorted_by=order_digest(self.order),
+        )
+
+    def of_model(self, config: Any) -> "Learned":
+        """Return what is known of the model with this config: sorted, where that says it was sorted by this very order.
+
+        Args:
+            config (`PreTrainedConfig`): of the model.
+
+        Raises:
+            CheckpointMismatchError: if the order is damaged.
+        """
+        mark = getattr(config, "elastic_config", None)
+        if not isinstance(mark, dict) or self.sorted_by or mark.get("order") != order_digest(self.checked_order()):
+            return self
+        return self.sorted()
+
+
+def order_digest(order: Sequence[torch.Tensor]) -> str:
+    """Return the SHA-256 of an order, by which a sorted model and its pruner know each other."""
+    numbers = torch.cat(list(order)).numpy().astype("<u4")
+    return hashlib.sha256(numbers.tobytes()).hexdigest()
