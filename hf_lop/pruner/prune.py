@@ -15,7 +15,7 @@ from hf_lop.hub.read.checkpoint import open_shards
 from hf_lop.hub.read.load import load_model, read_config
 from hf_lop.hub.read.names import hub_id
 from hf_lop.hub.read.skeleton import load_skeleton
-from hf_lop.hub.write.outputs import pruned_outputs, stored_output_weight
+from hf_lop.hub.write.pruned_tensors import pruned_tensors, stored_output_weight
 from hf_lop.hub.write.stream import write_pruned
 from hf_lop.hub.write.whole import check_new
 from hf_lop.planning.plan import Plan, plan_budget, read_budget
@@ -138,9 +138,9 @@ def prune_files(
         kept = check_kept(units, [neurons[:width] for neurons, width in zip(order, plan.widths, strict=True)])
         columns = [unit.columns(indices) for unit, indices in zip(units, kept, strict=True)]
         solver = row_solver(recover, columns, pruner.statistics(), pruner.directions_of)
-        outputs = pruned_outputs(skeleton, units, kept, solver)
+        tensors = pruned_tensors(skeleton, units, kept, solver)
         record(pruner, model, plan, method=method, recovery=recover, round_to=round_to)
-        write_pruned(model, outputs, shards, Path(out), recovery=_fingerprint(pruner) if recover else "")
+        write_pruned(model, tensors, shards, Path(out), recovery=_fingerprint(pruner) if recover else "")
     model.name_or_path = str(out)
     return model
 

@@ -16,8 +16,9 @@ from transformers import AutoModel, PreTrainedModel
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.hub.elastic.write import PRUNER
 from hf_lop.hub.read.load import check_loaded, check_safetensors, read_config
+from hf_lop.hub.read.names import hub_id
+from hf_lop.hub.write.extras import save_pruner_extras
 from hf_lop.hub.write.push import push_folder
-from hf_lop.hub.write.save import save_pruner_extras
 from hf_lop.learning.config import LOPConfig
 from hf_lop.learning.pairs import training_pairs
 from hf_lop.learning.predictors import build_predictor, check_predictor, train_predictor
@@ -27,7 +28,7 @@ from hf_lop.learning.statistics import Statistics
 from hf_lop.planning.plan import Plan, plan_budget
 from hf_lop.planning.table import target_grid
 from hf_lop.pruner.fit import Batches, check_arguments, learn, prepare
-from hf_lop.pruner.prune import hub_id, prune_files, prune_model
+from hf_lop.pruner.prune import prune_files, prune_model
 from hf_lop.pruner.serve import Elastic, make_elastic
 from hf_lop.version import __version__
 

@@ -18,8 +18,8 @@ from hf_lop.hub.cards.facts import MARKER
 from hf_lop.hub.cards.pruned import pruned_model_card
 from hf_lop.hub.cards.pruner import pruner_card
 from hf_lop.hub.write.companions import base_metadata, copy_companions
+from hf_lop.hub.write.extras import auto_map, save_pruner_extras
 from hf_lop.hub.write.push import open_repository
-from hf_lop.hub.write.save import auto_map, save_pruner_extras
 from hf_lop.learning.config import LOPConfig
 from hf_lop.planning.plots import plot_plans, plot_widths
 from hf_lop.recovery.choose import RECOVERIES

@@ -24,7 +24,7 @@ from hf_lop.cli import app
 from hf_lop.errors import CheckpointMismatchError, InfeasibleBudgetError, InvalidInputError, UnsupportedModelError
 from hf_lop.hub.read.safetensors import Place
 from hf_lop.hub.write.staging import Staging
-from hf_lop.hub.write.tensors import Cutter, Output, layout
+from hf_lop.hub.write.tensors import Cutter, SavedTensor, layout
 from tests.conftest import build
 from tests.fake_pruner import fake_pruner
 from tests.hub_server import File, Repository, run_python, serve
@@ -151,7 +151,7 @@ def test_headers_are_those_of_safetensors(data):
     for name in names:
         shape = data.draw(st.lists(st.integers(0, 3), max_size=3))
         tensors[name] = torch.zeros(shape, dtype=data.draw(st.sampled_from(DTYPES)))
-    header, order = layout([Output(n, tuple(t.shape), t.dtype, n) for n, t in tensors.items()], {"format": "pt"})
+    header, order = layout([SavedTensor(n, tuple(t.shape), t.dtype, n) for n, t in tensors.items()], {"format": "pt"})
     expected = save_bytes(tensors, {"format": "pt"})
     assert expected[: len(header)] == header
     assert len(expected) == len(header) + sum(output.num_bytes for output in order)
@@ -165,7 +165,10 @@ def test_cutting_in_blocks_is_indexing(data):
     axis = data.draw(st.integers(0, len(shape) - 1))
     kept = torch.tensor(sorted(data.draw(st.sets(st.integers(0, shape[axis] - 1), min_size=1))))
     expected = tensor.index_select(axis, kept).to(other)
-    cut, copied = Output("y", tuple(expected.shape), other, "x", axis, kept), Output("z", tuple(shape), dtype, "x")
+    cut, copied = (
+        SavedTensor("y", tuple(expected.shape), other, "x", axis, kept),
+        SavedTensor("z", tuple(shape), dtype, "x"),
+    )
     with Cutter(_Memory({"x": tensor}), [cut, copied], block=data.draw(st.integers(8, 64))) as cutter:
         assert b"".join(map(bytes, cutter.parts(cut))) == expected.view(-1).view(torch.uint8).numpy().tobytes()
         whole = b"".join(map(bytes, cutter.parts(copied)))
@@ -174,7 +177,7 @@ def test_cutting_in_blocks_is_indexing(data):
 
 def test_a_tensor_of_one_row_is_copied_in_blocks():
     tensor = torch.arange(1000).view(1, 1000)
-    output = Output("y", (1, 1000), tensor.dtype, "x")
+    output = SavedTensor("y", (1, 1000), tensor.dtype, "x")
     with Cutter(_Memory({"x": tensor}), [output], block=64) as cutter:
         parts = [bytes(part) for part in cutter.parts(output)]
     assert {len(part) for part in parts} == {64}
