@@ -1,6 +1,5 @@
 """Cutting a model to a budget with what a pruner knows."""
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from hf_lop.hub.read.skeleton import load_skeleton
 from hf_lop.hub.write.pruned_tensors import pruned_tensors, stored_output_weight
 from hf_lop.hub.write.stream import write_pruned
 from hf_lop.hub.write.whole import check_new
+from hf_lop.learning.data import fingerprint
 from hf_lop.planning.plan import Plan, plan_budget, read_budget
 from hf_lop.pruner.methods import METHODS, check_method, choose
 from hf_lop.pruner.sorting import twin_for
@@ -140,7 +140,9 @@ def prune_files(
         solver = row_solver(recover, columns, pruner.statistics(), pruner.directions_of)
         tensors = pruned_tensors(skeleton, units, kept, solver)
         record(pruner, model, plan, method=method, recovery=recover, round_to=round_to)
-        write_pruned(model, tensors, shards, Path(out), recovery=_fingerprint(pruner) if recover else "")
+        write_pruned(
+            model, tensors, shards, Path(out), recovery=fingerprint([dict(pruner.named_buffers())]) if recover else ""
+        )
     model.name_or_path = str(out)
     return model
 
@@ -166,14 +168,6 @@ def _check(
 
 def _revision(pruner: "LOPPruner", name: str | Path) -> dict[str, Any]:
     return {"revision": pruner.config.base_revision} if str(name) == pruner.config.base_model else {}
-
-
-def _fingerprint(pruner: "LOPPruner") -> str:
-    """Return a digest of what recoveries read of a pruner."""
-    digest = hashlib.sha256()
-    for name, buffer in sorted(pruner.named_buffers()):
-        digest.update(name.encode() + buffer.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def record(

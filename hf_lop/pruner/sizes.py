@@ -26,6 +26,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.hub.elastic.read import Solvers, open_transposed, read_size
 from hf_lop.hub.elastic.size_file import write_size
+from hf_lop.hub.elastic.write import PRUNER
 from hf_lop.hub.read.checkpoint import Shards
 from hf_lop.hub.read.files import Files, Folder, Repository
 from hf_lop.hub.read.load import read_config
@@ -162,7 +163,7 @@ def _find(name: str | Path, budgets: dict[str, Any], hub: dict[str, Any]) -> _So
             f"{name} is no elastic repository, so it has no size to choose. Make one with hf-lop make-elastic, or prune: "
             "LOPPruner.from_pretrained(...).prune(...)."
         )
-    pruner = LOPPruner.from_pretrained(name, **hub)
+    pruner = LOPPruner.from_pretrained(name, subfolder=PRUNER, **hub)
     round_to, recover = budgets.pop("round_to", 1), budgets.pop("recover", "auto")
     recovery = choose_recovery(recover, data=False, sketch=pruner.config.sketch_rows > 0)
     if recovery not in ("sketch", None):
