@@ -43,7 +43,9 @@ def make_elastic(pruner: "LOPPruner", model: PreTrainedModel | str | Path) -> Pr
 def _loaded(pruner: "LOPPruner", model: PreTrainedModel | str | Path) -> PreTrainedModel:
     if not isinstance(model, str | Path):
         return model
-    at_base = {"revision": pruner.config.base_revision} if str(model) == pruner.config.base_model else {}
+    at_base: dict[str, Any] = (
+        {"revision": pruner.config.base_revision} if str(model) == pruner.config.base_model else {}
+    )
     return load_model(model, **at_base)
 
 

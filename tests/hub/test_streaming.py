@@ -207,7 +207,7 @@ class _Memory:
 def test_a_run_that_fails_leaves_nothing_and_the_next_goes_on(fake, base, tmp_path, monkeypatch):
     expected, out = tmp_path / "memory" / "out", tmp_path / "out"
     fake.prune(base, 0.4, method="table").save_pretrained(expected)
-    monkeypatch.setattr("hf_lop.hub.write.whole.LOT", 1)
+    monkeypatch.setattr("hf_lop.hub.write.staging.LOT", 1)
     parts, made = Cutter.parts, []
 
     def failing(self, output):
@@ -229,7 +229,7 @@ def test_a_run_that_fails_leaves_nothing_and_the_next_goes_on(fake, base, tmp_pa
 
 @pytest.mark.slow
 def test_another_call_starts_anew(fake, base, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_lop.hub.write.whole.LOT", 1)
+    monkeypatch.setattr("hf_lop.hub.write.staging.LOT", 1)
     with monkeypatch.context() as patch:
         patch.setattr(Staging, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -287,7 +287,7 @@ def test_an_input_that_changes_meanwhile_is_refused_even_if_it_changes_back(fake
 
 
 KILLED = """
-import hf_lop.hub.write.whole as staging
+import hf_lop.hub.write.staging as staging
 staging.LOT = 1
 from hf_lop.cli import main
 main()
