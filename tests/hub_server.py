@@ -446,7 +446,7 @@ def run_python(code, hub=None, *, home=None, env=None, block=(), cwd=None):
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parent.parent),
+        "PYTHONPATH": os.pathsep.join(map(str, (root := Path(__file__).parent.parent, root / "examples"))),
         "NO_PROXY": "127.0.0.1",
     }
     done = subprocess.run(

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from hf_lop.planning.journal import check_settings
+
 
 class Clock:
     """CPU seconds of this process while the context lasts."""
@@ -43,8 +45,7 @@ class Steps:
 
     def on(self, data: dict[str, str]) -> None:
         """Note the fingerprints of the data; refuse a folder with steps on other data."""
-        if self.kept("data", lambda: data) != data:
-            raise SystemExit(f"{self.folder} was measured on other data. Choose another --work folder.")
+        check_settings(self.folder, self.kept("data", lambda: data), data)
 
 
 def cell(values: Sequence[float], digits: int = 3) -> str:

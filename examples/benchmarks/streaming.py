@@ -41,7 +41,7 @@ def make(work: Path, layers: int) -> None:
     from transformers import AutoConfig, AutoModelForImageTextToText
     from transformers.core_model_loading import revert_weight_conversion
 
-    from hf_lop.hub.write.tensors import Output, layout
+    from hf_lop.hub.write.tensors import SavedTensor, layout
     from hf_lop.learning.config import LOPConfig
     from hf_lop.pruner.pruner import LOPPruner
     from hf_lop.units.kinds import find_units
@@ -62,7 +62,7 @@ def make(work: Path, layers: int) -> None:
         state, max_shard_size="5GB", filename_pattern="model{suffix}.safetensors"
     )
     for file, names in split.filename_to_tensors.items():
-        tensors = [Output(name, tuple(state[name].shape), torch.bfloat16, name) for name in names]
+        tensors = [SavedTensor(name, tuple(state[name].shape), torch.bfloat16, name) for name in names]
         header, ordered = layout(tensors, {"format": "pt"})
         with (base / file).open("wb") as stream:
             stream.write(header)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from hf_lop.errors import CheckpointMismatchError
+from hf_lop.learning.data import fingerprint
 from hf_lop.learning.sketch import Sketch
 from hf_lop.learning.statistics import Statistics
 from hf_lop.units.size import ModelSize
@@ -50,6 +51,11 @@ class Learned:
                     "The pruner's model.safetensors is damaged: download it again."
                 )
         return self.order
+
+    def digest(self) -> str:
+        """Return a fingerprint of what recoveries read."""
+        measured = [{name: getattr(layer, name) for name in Statistics.__slots__} for layer in self.statistics]
+        return fingerprint([*measured, *({"codes": sketch.codes, "scale": sketch.scale} for sketch in self.sketches)])
 
     def sorted(self) -> "Learned":
         """Return what is known of the same model with the pieces of every unit sorted by this order.

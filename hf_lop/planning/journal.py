@@ -1,20 +1,109 @@
-"""An append-only record of evaluations, so that a killed search resumes exactly.
+"""Files by which a killed run resumes exactly: settings, then entries, each safe on disk when it was added.
 
-A folder holds one JSONL file per process. The first line of a file names the settings under which rewards were measured;
-every further line is one evaluation: `{"target": 0.3, "widths": [...], "reward": -0.12}`. Widths `[L]` are the quantised
-ratios of a candidate, and so its key.
+The first line of a file names the settings under which its entries were made; every further line is an entry. A journal of
+a search is a folder with one such file per process, whose entries are evaluations: `{"target": 0.3, "widths": [...],
+"reward": -0.12}`. Widths `[L]` are the quantised ratios of a candidate, and so its key.
 """
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self, TypeVar
 
 from hf_lop.errors import InvalidInputError
+
+Entry = TypeVar("Entry")
+
+
+def open_entries(path: Path, header: Mapping[str, Any]) -> BinaryIO:
+    """Open a file to add entries; a last line that a killed process left unfinished is cut off.
+
+    Args:
+        path (`Path`): the file; made, with its first line, if it does not exist.
+        header (`Mapping`): that line: the settings that entries depend on, or what holds them, as JSON types.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)
+    file = path.open("ab")
+    if not file.tell():
+        add_entry(file, header)
+    return file
+
+
+def add_entry(file: BinaryIO, entry: Mapping[str, Any]) -> None:
+    """Add a line; it survives whatever happens to the process after this call."""
+    file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def read_entries(
+    path: Path,
+    settings: Mapping[str, Any] | None,
+    parse: Callable[[dict[str, Any]], Entry],
+    *,
+    settings_of: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> Iterator[Entry]:
+    """Read the entries of a file in their order; an unfinished last line is left out.
+
+    Args:
+        path (`Path`): the file; one that does not exist has no entries.
+        settings (`Mapping`, *optional*): those that it must have been written under; any when omitted.
+        parse (`Callable`): reads an entry.
+        settings_of (`Callable`): finds the settings in the first line; by default that is nothing else.
+
+    Raises:
+        InvalidInputError: if the settings differ (the message says which), or a line is damaged.
+    """
+    *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = dict(json.loads(line))
+            if number > 1:
+                parsed = parse(entry)
+            else:
+                written = settings_of(entry)
+        except (ValueError, TypeError, KeyError) as error:
+            raise InvalidInputError(
+                f"Line {number} of {path} is no entry of a journal ({error!r}). Delete that line, or start a new folder."
+            ) from error
+        if number > 1:
+            yield parsed
+        elif settings is not None:
+            check_settings(path, written, settings)
+
+
+def check_settings(path: Path, written: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse to go on with what was made under other settings.
+
+    Args:
+        path (`Path`): where it is.
+        written (`Mapping`): the settings that are noted there.
+        settings (`Mapping`): those of this run.
+
+    Raises:
+        InvalidInputError: if one differs; the message names all that do, with both values.
+    """
+    wanted = json.loads(_canonical(settings))
+    absent = object()
+    differences = [
+        f"{name} was {_show(written, name)} and is now {_show(wanted, name)}"
+        for name in sorted({*written, *wanted})
+        if written.get(name, absent) != wanted.get(name, absent)
+    ]
+    if differences:
+        raise InvalidInputError(
+            f"{path} was written under other settings: {'; '.join(differences)}. Use the same settings to resume, or another "
+            "folder to start anew."
+        )
+
+
+# -- Searches ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +142,10 @@ class Journal:
         self.settings: dict[str, Any] = json.loads(_canonical(settings))
         self.fingerprint = sha256(_canonical(settings).encode()).hexdigest()[:16]
         self.path = self.folder / f"evaluations-{process:05d}.jsonl"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _cut_torn_line(self.path)
         self._rewards: dict[tuple[int, ...], float] = {}
         self.refresh()
-        self._file = self.path.open("ab")
-        if not self._file.tell():
-            self._write({"journal": 1, "fingerprint": self.fingerprint, "settings": self.settings})
+        header = {"journal": 1, "fingerprint": self.fingerprint, "settings": self.settings}
+        self._file = open_entries(self.path, header)
 
     def refresh(self) -> None:
         """Read what other processes have added; what is known already stays as it is."""
@@ -73,17 +159,12 @@ class Journal:
 
     def add(self, target: float, widths: tuple[int, ...], reward: float) -> None:
         """Record an evaluation; it survives whatever happens to the process after this call."""
-        self._write({"target": target, "widths": list(widths), "reward": reward})
+        add_entry(self._file, {"target": target, "widths": list(widths), "reward": reward})
         self._rewards[widths] = reward
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-    def _write(self, entry: dict[str, Any]) -> None:
-        self._file.write(json.dumps(entry).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
 
     def __len__(self) -> int:
         return len(self._rewards)
@@ -110,25 +191,11 @@ def read_journal(path: str | Path, settings: Mapping[str, Any] | None = None) ->
     Raises:
         InvalidInputError: If the settings differ (the message says which), or a line is damaged.
     """
-    *lines, _ = Path(path).read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        try:
-            entry = json.loads(line)
-            if number > 1:
-                evaluation = Evaluation(float(entry["target"]), tuple(entry["widths"]), float(entry["reward"]))
-            else:
-                written = dict(entry["settings"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise InvalidInputError(
-                f"Line {number} of {path} is no entry of a journal ({error!r}). Delete that line, or start a new folder."
-            ) from error
-        if number > 1:
-            yield evaluation
-        elif settings is not None and (differences := _differences(written, json.loads(_canonical(settings)))):
-            raise InvalidInputError(
-                f"{path} was written under other settings: {'; '.join(differences)}. Use the same settings to resume, or "
-                "another folder to start anew."
-            )
+    return read_entries(Path(path), settings, _evaluation, settings_of=lambda header: dict(header["settings"]))
+
+
+def _evaluation(entry: dict[str, Any]) -> Evaluation:
+    return Evaluation(float(entry["target"]), tuple(entry["widths"]), float(entry["reward"]))
 
 
 def merge_journals(folder: str | Path, settings: Mapping[str, Any] | None = None) -> list[Evaluation]:
@@ -152,26 +219,11 @@ def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("evaluations-*.jsonl"))
 
 
-def _cut_torn_line(path: Path) -> None:
-    if path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n"):
-        os.truncate(path, content.rfind(b"\n") + 1)
-
-
 def _canonical(settings: Mapping[str, Any]) -> str:
     try:
         return json.dumps(settings, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"The settings of a journal must be JSON types, but {error}.") from error
-
-
-def _differences(written: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Name every setting that is not equal, the way messages show them."""
-    absent = object()
-    return [
-        f"{name} was {_show(written, name)} and is now {_show(wanted, name)}"
-        for name in sorted({*written, *wanted})
-        if written.get(name, absent) != wanted.get(name, absent)
-    ]
 
 
 def _show(settings: Mapping[str, Any], name: str) -> str:

@@ -1,6 +1,5 @@
 """Cutting a model to a budget with what a pruner knows, in memory or from file to file."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,12 +15,11 @@ from hf_lop.hub.read.checkpoint import open_shards
 from hf_lop.hub.read.load import load_model, read_config
 from hf_lop.hub.read.names import hub_id
 from hf_lop.hub.read.skeleton import load_skeleton
-from hf_lop.hub.write.outputs import pruned_outputs, stored_output_weight
+from hf_lop.hub.write.pruned_tensors import pruned_tensors, stored_output_weight
 from hf_lop.hub.write.stream import write_pruned
 from hf_lop.hub.write.whole import check_new
 from hf_lop.learning.config import LOPConfig
 from hf_lop.learning.learned import Learned
-from hf_lop.learning.statistics import Statistics
 from hf_lop.planning.budget import Budget, Floats
 from hf_lop.planning.plan import Plan, check_feasible, plan_budget
 from hf_lop.pruner.methods import METHODS, check_method, choose
@@ -172,9 +170,9 @@ def prune_files(
         kept = check_kept(units, kept)
         columns = [unit.columns(indices) for unit, indices in zip(units, kept, strict=True)]
         solver = row_solver(recovery, columns, learned.statistics, learned.directions)
-        outputs = pruned_outputs(skeleton, units, kept, solver)
+        tensors = pruned_tensors(skeleton, units, kept, solver)
         record(config, model, plan, method=cut.method, recovery=recovery, round_to=cut.budget.round_to)
-        write_pruned(model, outputs, shards, out, recovery=_digest(learned) if recovery else "")
+        write_pruned(model, tensors, shards, out, recovery=learned.digest() if recovery else "")
     model.name_or_path = str(out)
     return model
 
@@ -187,17 +185,6 @@ def seconds_on(device: torch.device, dtype: torch.dtype) -> Callable[[ModelSize]
 def at_base(config: LOPConfig, name: str | Path) -> dict[str, Any]:
     """Return which revision of a model to load: the pruner's, where it is the very model that it was made for."""
     return {"revision": config.base_revision} if str(name) == config.base_model else {}
-
-
-def _digest(learned: Learned) -> str:
-    """Return a digest of what recoveries read."""
-    digest = hashlib.sha256()
-    tensors = [getattr(measured, name) for measured in learned.statistics for name in Statistics.__slots__]
-    for sketch in learned.sketches:
-        tensors += [sketch.codes, sketch.scale]
-    for tensor in tensors:
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def record(

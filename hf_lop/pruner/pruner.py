@@ -17,8 +17,8 @@ from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.hub.elastic.write import PRUNER, keep_pruner
 from hf_lop.hub.read.load import check_loaded, check_safetensors, read_config
 from hf_lop.hub.read.names import hub_id
+from hf_lop.hub.write.extras import save_pruner_extras
 from hf_lop.hub.write.push import push_folder
-from hf_lop.hub.write.save import save_pruner_extras
 from hf_lop.learning.config import LOPConfig
 from hf_lop.learning.learned import Learned
 from hf_lop.learning.predictors import RatioPredictor, build_predictor, train_predictor
@@ -495,15 +495,17 @@ class LOPPruner(PreTrainedModel):
         name = pretrained_model_name_or_path
         wants_info = kwargs.pop("output_loading_info", False)
         hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "subfolder") if key in kwargs}
-        if isinstance(getattr(read_config(name, **hub), "elastic_config", None), dict):
+        config = read_config(name, **hub)
+        if isinstance(getattr(config, "elastic_config", None), dict):
             kwargs["subfolder"] = hub["subfolder"] = PRUNER
+            config = read_config(name, **hub)
         check_safetensors(Path(name) / hub.get("subfolder", ""))
-        found = read_config(name, **hub).model_type
-        if found != "lop":
+        if config.model_type != "lop":
             raise CheckpointMismatchError(
-                f"{name} holds a model of type {found!r}, not a pruner ('lop'). Pass the id of a pruner repository."
+                f"{name} holds a model of type {config.model_type!r}, not a pruner ('lop'). Pass the id of a pruner repository."
             )
         try:
+            kwargs.setdefault("config", config)
             kwargs["ignore_mismatched_sizes"] = True  # check_loaded refuses them, and says why
             kwargs["use_safetensors"] = True  # a pickle can run code
             loaded: Any = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)

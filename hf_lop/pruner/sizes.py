@@ -24,15 +24,16 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrai
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
-from hf_lop.hub.elastic.read import Fits, open_transposed, read_size
+from hf_lop.hub.elastic.read import Solvers, open_transposed, read_size
 from hf_lop.hub.elastic.size_file import write_size
+from hf_lop.hub.elastic.write import PRUNER
 from hf_lop.hub.read.checkpoint import Shards
 from hf_lop.hub.read.files import Files, Folder, Repository
 from hf_lop.hub.read.load import read_config
 from hf_lop.hub.read.skeleton import load_skeleton
 from hf_lop.hub.read.stored import stored_pieces
-from hf_lop.hub.write.hooks import SIZE
-from hf_lop.hub.write.save import save_pruned_extras
+from hf_lop.hub.write.extras import save_pruned_extras
+from hf_lop.hub.write.hooks import PREFIX
 from hf_lop.hub.write.whole import check_new, check_replaceable, whole_folder
 from hf_lop.planning.budget import LIMITS, Budget
 from hf_lop.planning.plan import Plan
@@ -44,7 +45,7 @@ from hf_lop.units.measure import measure_size
 from hf_lop.units.modeling_lop import set_counts
 from hf_lop.units.unit import take
 
-SIZES = (*LIMITS, "round_to", "recover")
+SIZE_ARGUMENTS = (*LIMITS, "round_to", "recover")
 HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 Tensors = dict[str, torch.Tensor]
 
@@ -90,10 +91,10 @@ def load_size(
         InfeasibleBudgetError: if the budget is below the smallest possible model.
         CheckpointMismatchError: if the repository is not elastic, or a part of it is damaged or of something else.
     """
-    asked = {key.removeprefix(SIZE): kwargs.pop(key) for key in list(kwargs) if key.startswith(SIZE)}
-    if unknown := sorted(asked.keys() - set(SIZES)):
-        known = ", ".join(SIZE + kind for kind in SIZES)
-        raise InvalidInputError(f"{SIZE}{unknown[0]} is no size that from_pretrained knows; use one of {known}.")
+    asked = {key.removeprefix(PREFIX): kwargs.pop(key) for key in list(kwargs) if key.startswith(PREFIX)}
+    if unknown := sorted(asked.keys() - set(SIZE_ARGUMENTS)):
+        known = ", ".join(PREFIX + kind for kind in SIZE_ARGUMENTS)
+        raise InvalidInputError(f"{PREFIX}{unknown[0]} is no size that from_pretrained knows; use one of {known}.")
     recover = asked.pop("recover", "auto")
     hub = {key: kwargs.pop(key) for key in HUB if key in kwargs}
     if kwargs.pop("subfolder", ""):
@@ -167,11 +168,11 @@ def _find(name: str | Path, budget: Budget, recover: str | None, hub: dict[str, 
             f"{name} is no elastic repository, so it has no size to choose. Make one with hf-lop make-elastic, or prune: "
             "LOPPruner.from_pretrained(...).prune(...)."
         )
-    pruner = LOPPruner.from_pretrained(name, **hub)
+    pruner = LOPPruner.from_pretrained(name, subfolder=PRUNER, **hub)
     recovery = choose_recovery(recover, data=False, sketch=pruner.config.sketch_rows > 0)
     if recovery not in ("sketch", None):
         raise InvalidInputError(
-            f'{SIZE}recover is {recover!r}; a size is read without the weights it does not have, so choose "sketch", "auto" or '
+            f'{PREFIX}recover is {recover!r}; a size is read without the weights it does not have, so choose "sketch", "auto" or '
             "None. Or load the whole model, and prune it."
         )
     plan = pruner.plan_for(budget)
@@ -225,12 +226,12 @@ def _assemble(source: _Source, folder: Path, *, in_memory: bool = False) -> tupl
         source.pruner.config.check_fits(model, measure_size(model, units), strict=False)
         entries = stored_pieces(skeleton, units)
         remote = source.commit is not None
-        path, widths, fits = folder / SAFE_WEIGHTS_NAME, source.plan.widths, _fits(source)
+        path, widths, solvers = folder / SAFE_WEIGHTS_NAME, source.plan.widths, _solvers(source)
         tensors: Tensors | None = None
         if in_memory:
-            tensors = read_size(main, transposed, entries, widths, fits)
+            tensors = read_size(main, transposed, entries, widths, solvers)
         else:
-            write_size(main, transposed, entries, widths, path, fits=fits, remote=remote)
+            write_size(main, transposed, entries, widths, path, solvers=solvers, remote=remote)
     set_counts(model, units, source.plan.widths)
     for unit, width in zip(units, source.plan.widths, strict=True):
         take(model, unit, torch.arange(width))
@@ -241,8 +242,8 @@ def _assemble(source: _Source, folder: Path, *, in_memory: bool = False) -> tupl
     return model, tensors
 
 
-def _fits(source: _Source) -> Fits | None:
+def _solvers(source: _Source) -> Solvers | None:
     kept = [torch.arange(width) for width in source.plan.widths]
     learned = source.pruner.learned()
     whole = row_solver(source.recovery, kept, learned.statistics, learned.directions)
-    return Fits(whole, prefix_solver(learned.statistics, learned.directions)) if whole is not None else None
+    return Solvers(whole, prefix_solver(learned.statistics, learned.directions)) if whole is not None else None

@@ -18,8 +18,8 @@ from hf_lop.hub.cards.facts import MARKER
 from hf_lop.hub.cards.pruned import pruned_model_card
 from hf_lop.hub.cards.pruner import pruner_card
 from hf_lop.hub.write.companions import base_metadata, copy_companions
+from hf_lop.hub.write.extras import auto_map, save_pruner_extras
 from hf_lop.hub.write.push import open_repository
-from hf_lop.hub.write.save import auto_map, save_pruner_extras
 from hf_lop.learning.config import LOPConfig
 from hf_lop.planning.plots import plot_plans, plot_widths
 from hf_lop.recovery.choose import RECOVERIES
@@ -74,7 +74,7 @@ LOP = {
         "calibration_sha256": "0123456789abcdef",
         "search_sha256": "fedcba9876543210",
         "seconds": {"calibration": 1.5, "probes": 26.1, "cmaes": 300.2, "predictor": 7.9},
-        "versions": {"hf_lop": "0.1.0", "torch": "2.14.1", "transformers": "5.23.0"},
+        "versions": {"hf_lop": __version__, "torch": "2.14.1", "transformers": "5.23.0"},
     },
     "predictor_loss": 1.25e-4,
     "max_ratio": 0.8,

@@ -473,7 +473,7 @@ def test_a_job_that_nobody_waits_for_writes_to_no_other_file(tmp_path, monkeypat
     monkeypatch.setattr(size_file, "ThreadPoolExecutor", Interrupted)
     main = SimpleNamespace(files=Slow(), places={"x": Place("file", "U8", (200,), 0, 200)})
     with pytest.raises(KeyboardInterrupt):
-        size_file.write_size(main, SimpleNamespace(places={}), {}, [], tmp_path / "size", fits=None, remote=True)
+        size_file.write_size(main, SimpleNamespace(places={}), {}, [], tmp_path / "size", solvers=None, remote=True)
     with open(tmp_path / "mine", "wb") as mine:
         mine.write(b"my own")
         mine.flush()

@@ -165,6 +165,20 @@ def test_a_tensor_in_two_shards(tmp_path):
         open_shards(tmp_path)
 
 
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408])
+def test_headers_whose_length_begins_like_a_pickle(tmp_path, length):
+    """896 is 80 03 in hexadecimal, as pickles of protocol 3 begin."""
+    padding = 8
+    while True:
+        save_file({"a": TENSORS["a.weight"]}, tmp_path / "model.safetensors", metadata={"x": "y" * padding})
+        found = int.from_bytes((tmp_path / "model.safetensors").read_bytes()[:8], "little")
+        if found == length:
+            break
+        padding += length - found
+    with open_shards(tmp_path) as shards:
+        assert torch.equal(shards.rows("a"), TENSORS["a.weight"])
+
+
 def test_no_weights_and_pickled_weights(tmp_path):
     with pytest.raises(InvalidInputError, match="has neither"):
         open_shards(tmp_path)

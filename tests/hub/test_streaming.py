@@ -24,7 +24,7 @@ from hf_lop.cli import app
 from hf_lop.errors import CheckpointMismatchError, InfeasibleBudgetError, InvalidInputError, UnsupportedModelError
 from hf_lop.hub.read.safetensors import Place
 from hf_lop.hub.write.staging import Staging
-from hf_lop.hub.write.tensors import Cutter, Output, layout
+from hf_lop.hub.write.tensors import Cutter, SavedTensor, layout
 from tests.conftest import build
 from tests.fake_pruner import fake_pruner
 from tests.hub_server import File, Repository, run_python, serve
@@ -151,7 +151,7 @@ def test_headers_are_those_of_safetensors(data):
     for name in names:
         shape = data.draw(st.lists(st.integers(0, 3), max_size=3))
         tensors[name] = torch.zeros(shape, dtype=data.draw(st.sampled_from(DTYPES)))
-    header, order = layout([Output(n, tuple(t.shape), t.dtype, n) for n, t in tensors.items()], {"format": "pt"})
+    header, order = layout([SavedTensor(n, tuple(t.shape), t.dtype, n) for n, t in tensors.items()], {"format": "pt"})
     expected = save_bytes(tensors, {"format": "pt"})
     assert expected[: len(header)] == header
     assert len(expected) == len(header) + sum(output.num_bytes for output in order)
@@ -165,7 +165,10 @@ def test_cutting_in_blocks_is_indexing(data):
     axis = data.draw(st.integers(0, len(shape) - 1))
     kept = torch.tensor(sorted(data.draw(st.sets(st.integers(0, shape[axis] - 1), min_size=1))))
     expected = tensor.index_select(axis, kept).to(other)
-    cut, copied = Output("y", tuple(expected.shape), other, "x", axis, kept), Output("z", tuple(shape), dtype, "x")
+    cut, copied = (
+        SavedTensor("y", tuple(expected.shape), other, "x", axis, kept),
+        SavedTensor("z", tuple(shape), dtype, "x"),
+    )
     with Cutter(_Memory({"x": tensor}), [cut, copied], block=data.draw(st.integers(8, 64))) as cutter:
         assert b"".join(map(bytes, cutter.parts(cut))) == expected.view(-1).view(torch.uint8).numpy().tobytes()
         whole = b"".join(map(bytes, cutter.parts(copied)))
@@ -174,7 +177,7 @@ def test_cutting_in_blocks_is_indexing(data):
 
 def test_a_tensor_of_one_row_is_copied_in_blocks():
     tensor = torch.arange(1000).view(1, 1000)
-    output = Output("y", (1, 1000), tensor.dtype, "x")
+    output = SavedTensor("y", (1, 1000), tensor.dtype, "x")
     with Cutter(_Memory({"x": tensor}), [output], block=64) as cutter:
         parts = [bytes(part) for part in cutter.parts(output)]
     assert {len(part) for part in parts} == {64}
@@ -204,7 +207,7 @@ class _Memory:
 def test_a_run_that_fails_leaves_nothing_and_the_next_goes_on(fake, base, tmp_path, monkeypatch):
     expected, out = tmp_path / "memory" / "out", tmp_path / "out"
     fake.prune(base, 0.4, method="mcts").save_pretrained(expected)
-    monkeypatch.setattr("hf_lop.hub.write.whole.LOT", 1)
+    monkeypatch.setattr("hf_lop.hub.write.staging.LOT", 1)
     parts, made = Cutter.parts, []
 
     def failing(self, output):
@@ -226,7 +229,7 @@ def test_a_run_that_fails_leaves_nothing_and_the_next_goes_on(fake, base, tmp_pa
 
 @pytest.mark.slow
 def test_another_call_starts_anew(fake, base, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_lop.hub.write.whole.LOT", 1)
+    monkeypatch.setattr("hf_lop.hub.write.staging.LOT", 1)
     with monkeypatch.context() as patch:
         patch.setattr(Staging, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -284,7 +287,7 @@ def test_an_input_that_changes_meanwhile_is_refused_even_if_it_changes_back(fake
 
 
 KILLED = """
-import hf_lop.hub.write.whole as staging
+import hf_lop.hub.write.staging as staging
 staging.LOT = 1
 from hf_lop.cli import main
 main()

@@ -110,7 +110,7 @@ class TestPlan:
 
     @pytest.mark.parametrize(
         "budget",
-        [{"params": math.nan}, {"memory": "six"}, {"flops": -1}, {"latency": math.inf}, {"ratio": 0.1, "params": 1}],
+        [{"params": math.nan}, {"memory": "six"}, {"flops": -1}, {"latency": math.inf}, {"ratio": 0.1, "params": -1}],
     )
     def test_budget_that_is_none(self, pruner, budget):
         with pytest.raises(InvalidInputError):

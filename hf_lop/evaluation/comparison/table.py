@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from hf_lop.errors import InvalidInputError
 from hf_lop.evaluation.comparison.plots import Point, plot_layers, plot_quality, plot_searches
 from hf_lop.hub.write.whole import write_whole
 from hf_lop.learning.rewards import REWARDS, Score
-from hf_lop.planning.journal import merge_journals
+from hf_lop.planning.journal import add_entry, merge_journals, open_entries, read_entries
 from hf_lop.planning.plan import Plan
 from hf_lop.units.size import ModelSize
 
@@ -198,28 +197,15 @@ class Rows:
         self.settings = settings
         self.path = None if folder is None else Path(folder) / "rows.jsonl"
         self.known: dict[Key, Row] = {}
-        self._lines = [json.dumps(settings)]
-        if self.path is None or not self.path.is_file():
-            return
-        try:
-            stored, *rows = map(json.loads, self.path.read_text(encoding="utf-8").splitlines())
-            self.known = {row.key: row for row in map(Row.from_dict, rows)}
-        except (ValueError, KeyError, TypeError) as error:
-            raise InvalidInputError(f"{self.path} is damaged ({error!r}). Remove it to start anew.") from error
-        if stored != settings:
-            different = [name for name in settings if stored.get(name) != settings[name]]
-            raise InvalidInputError(
-                f"{self.path} belongs to a comparison with other {', '.join(different)}. Choose another folder, or remove "
-                "the file."
-            )
-        self._lines += [json.dumps(row, allow_nan=False) for row in rows]
+        if self.path is not None:
+            self.known = {row.key: row for row in read_entries(self.path, settings, Row.from_dict)}
 
     def add(self, row: Row) -> None:
         """Keep a row; with a file it survives whatever happens next."""
         self.known[row.key] = row
-        self._lines.append(json.dumps(row.to_dict(), allow_nan=False))
         if self.path is not None:
-            write_whole(self.path, "".join(f"{line}\n" for line in self._lines).encode())
+            with open_entries(self.path, self.settings) as file:
+                add_entry(file, row.to_dict())
 
 
 def _join(rows: Sequence[Row]) -> Point:

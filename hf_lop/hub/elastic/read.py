@@ -51,7 +51,7 @@ def open_transposed(files: Files) -> Shards:
         ) from error
 
 
-class Fits(NamedTuple):
+class Solvers(NamedTuple):
     """What makes an output projection of `width` neurons, given its layer.
 
     Attributes:
@@ -81,7 +81,7 @@ def check_transposed(main: Shards, transposed: Shards, entries: Mapping[str, Sto
 
 
 def read_prefix(
-    main: Shards, transposed: Shards, name: str, entry: StoredPieces, width: int, fits: Fits | None
+    main: Shards, transposed: Shards, name: str, entry: StoredPieces, width: int, solvers: Solvers | None
 ) -> torch.Tensor:
     """Read the first neurons of a tensor.
 
@@ -91,7 +91,7 @@ def read_prefix(
         name (`str`): of the tensor in `main`.
         entry (`StoredPieces`): where its neurons are.
         width (`int`): how many of them.
-        fits (`Fits`, *optional*): lets an output projection take over what the removed neurons did.
+        solvers (`Solvers`, *optional*): lets an output projection take over what the removed neurons did.
 
     Returns:
         `torch.Tensor`: as it is stored, but for its width; not always contiguous.
@@ -104,10 +104,10 @@ def read_prefix(
     extra = transposed.places.get(name)
     length = entry.length(width)
     is_prefix = not turned or (extra is not None and extra.shape[0] >= length and entry.is_prefix)
-    if fits is not None and entry.output and not (is_prefix and name + PRODUCTS in transposed.places):
+    if solvers is not None and entry.output and not (is_prefix and name + PRODUCTS in transposed.places):
         dense = main.rows(name)
-        fitted = in_blocks(fits.whole(entry.layer, dense.dtype), dense if turned else dense.T)
-        return fitted if turned else fitted.T
+        solved = in_blocks(solvers.whole(entry.layer, dense.dtype), dense if turned else dense.T)
+        return solved if turned else solved.T
     if turned and is_prefix:
         found = transposed.rows(name, 0, length).T
         _check_row(main, name, found[0])
@@ -117,23 +117,27 @@ def read_prefix(
     else:
         rows = [main.rows(name, start, stop) for start, stop in entry.runs(width)]
         found = rows[0] if len(rows) == 1 else torch.cat(rows)
-    if fits is None or not entry.output:
+    if solvers is None or not entry.output:
         return found
     products = transposed.rows(name + PRODUCTS)
-    return fits.prefix(entry.layer, found, products) if turned else fits.prefix(entry.layer, found.T, products).T
+    return solvers.prefix(entry.layer, found, products) if turned else solvers.prefix(entry.layer, found.T, products).T
 
 
 def read_size(
-    main: Shards, transposed: Shards, entries: Mapping[str, StoredPieces], widths: Sequence[int], fits: Fits | None
+    main: Shards,
+    transposed: Shards,
+    entries: Mapping[str, StoredPieces],
+    widths: Sequence[int],
+    solvers: Solvers | None,
 ) -> dict[str, torch.Tensor]:
     """Read all tensors of a size into memory; see [`read_prefix`] for arguments and errors.
 
     Args:
-        main (`Shards`): see `read_prefix`, as for `transposed` and `fits`.
+        main (`Shards`): see `read_prefix`, as for `transposed` and `solvers`.
         transposed (`Shards`): see `read_prefix`.
         entries (`Mapping[str, StoredPieces]`): which tensors of `main` have entries for every neuron.
         widths (`Sequence[int]`): `[L]` neurons to keep.
-        fits (`Fits`, *optional*): see `read_prefix`.
+        solvers (`Solvers`, *optional*): see `read_prefix`.
 
     Returns:
         `dict[str, torch.Tensor]`: by name, as they are stored.
@@ -145,7 +149,7 @@ def read_size(
         if entry is None or widths[entry.layer] == entry.unit.count:
             found[name] = main.rows(name)
         else:
-            found[name] = read_prefix(main, transposed, name, entry, widths[entry.layer], fits).contiguous()
+            found[name] = read_prefix(main, transposed, name, entry, widths[entry.layer], solvers).contiguous()
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm.auto import tqdm
 
-from hf_lop.hub.elastic.read import Fits, check_transposed, read_prefix
+from hf_lop.hub.elastic.read import Solvers, check_transposed, read_prefix
 from hf_lop.hub.read.checkpoint import Shards
 from hf_lop.hub.read.safetensors import BITS, Place, make_header, num_bytes
 from hf_lop.hub.read.stored import StoredPieces
@@ -44,7 +44,7 @@ def write_size(
     widths: Sequence[int],
     path: Path,
     *,
-    fits: Fits | None,
+    solvers: Solvers | None,
     remote: bool,
 ) -> None:
     """Write the weights of a model of given widths as one safetensors file, reading little more than they weigh.
@@ -55,7 +55,7 @@ def write_size(
         entries (`Mapping[str, StoredPieces]`): which tensors of `main` have entries for every neuron.
         widths (`Sequence[int]`): `[L]` neurons to keep.
         path (`Path`): file to write.
-        fits (`Fits`, *optional*): lets the output projections take over what the removed neurons did.
+        solvers (`Solvers`, *optional*): lets the output projections take over what the removed neurons did.
         remote (`bool`): whether bytes come over a network: several requests run at a time then, with a progress bar on
             stderr.
 
@@ -75,7 +75,7 @@ def write_size(
         entry, place = entries.get(name), main.places[name]
         if entry is None or widths[entry.layer] == entry.unit.count:
             copies.append(_Copy(place.file, place.start, place.end - place.start, starts[name]))
-        elif entry.axis == 0 and not (entry.output and fits):
+        elif entry.axis == 0 and not (entry.output and solvers):
             copies += _prefixes(place, entry, widths[entry.layer], starts[name])
         else:
             parts.append(_Part(name, entry, widths[entry.layer], starts[name]))
@@ -84,7 +84,7 @@ def write_size(
         file.truncate(total)
         file.write(header)
     jobs = [*(_copy_job(main, copy) for copy in _chunks(copies))]
-    jobs += [_part_job(main, transposed, part, fits) for part in parts]
+    jobs += [_part_job(main, transposed, part, solvers) for part in parts]
     _run(jobs, path, total=total - len(header), remote=remote)
 
 
@@ -130,9 +130,9 @@ def _copy_job(main: Shards, copy: _Copy) -> Job:
     return run
 
 
-def _part_job(main: Shards, transposed: Shards, part: _Part, fits: Fits | None) -> Job:
+def _part_job(main: Shards, transposed: Shards, part: _Part, solvers: Solvers | None) -> Job:
     def run(path: Path) -> int:
-        tensor = read_prefix(main, transposed, part.name, part.entry, part.width, fits)
+        tensor = read_prefix(main, transposed, part.name, part.entry, part.width, solvers)
         data: Any = tensor.contiguous().view(-1).view(torch.uint8).numpy()
         return _write(path, memoryview(data), part.at)
 

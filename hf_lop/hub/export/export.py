@@ -10,7 +10,7 @@ from typing import Any
 import huggingface_hub
 import torch
 from huggingface_hub.errors import HFValidationError
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError, UnsupportedModelError
@@ -139,7 +139,7 @@ def export(
             push_to, private=private, token=token, revision=revision, create_pr=False
         )
     with whole_folder(out) as folder:
-        base_data = _write(str(model), type(config), to, folder, widths, max(dense), token)
+        base_data = _write(str(model), config, to, folder, widths, max(dense), token)
         name = repo_id or f"./{out.name}"
         card = export_card(
             to,
@@ -201,7 +201,7 @@ def _pruned_widths(name: str, config: Any, to: str) -> tuple[list[int], list[int
 
 def _write(
     name: str,
-    config_class: type,
+    pruned: PreTrainedConfig,
     to: str,
     folder: Path,
     widths: list[int],
@@ -213,14 +213,14 @@ def _write(
         source = _download(name, token)
         _copy_weights(source, folder)
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-        enable_for(config_class, config)  # reads sparse per_layer_config as a list
+        enable_for(type(pruned), config)  # reads sparse per_layer_config as a list
         config = per_layer_config(config, widths, dense)
         if "auto_map" in config:
             for name, code in remote_code().items():
                 write_whole(folder / name, code)
         _write_config(folder, config, to, widths)
         return copy_companions(source, None, folder)
-    model = load_model(name, token=token, device_map=None)
+    model = load_model(name, config=pruned, token=token, device_map=None)
     if to == "gguf":
         write_gguf(
             model,

@@ -84,11 +84,12 @@ def auto_class(config: Any) -> Any:
     )
 
 
-def load_model(name: str | Path, **kwargs: Any) -> PreTrainedModel:
+def load_model(name: str | Path, *, config: PreTrainedConfig | None = None, **kwargs: Any) -> PreTrainedModel:
     """Load a model from a Hub id or a folder.
 
     Args:
         name (`str` or `Path`): Hub id or folder.
+        config (`PreTrainedConfig`, *optional*): what `read_config` returned of it; read by default.
         **kwargs: passed to `from_pretrained` (such as `revision`, `dtype`, `device_map`, `token`); dtype is "auto" if
             not given.
 
@@ -101,9 +102,11 @@ def load_model(name: str | Path, **kwargs: Any) -> PreTrainedModel:
         UnsupportedModelError: if the model does not generate text.
     """
     check_safetensors(Path(name))
-    hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
-    config = read_config(name, **hub)
-    options = {"dtype": "auto", **kwargs, "ignore_mismatched_sizes": True}  # check_loaded refuses them, and says why
+    if config is None:
+        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
+        config = read_config(name, **hub)
+    options = {"dtype": "auto", **kwargs, "config": config}
+    options["ignore_mismatched_sizes"] = True  # check_loaded refuses them, and says why
     try:
         model, info = auto_class(config).from_pretrained(name, output_loading_info=True, **options)
     except SafetensorError as error:

@@ -77,12 +77,13 @@ def header_length(label: str, first: bytes, size: int) -> int:
     Raises:
         CheckpointMismatchError: if the file is no safetensors file, or the header exceeds it or 100 MB.
     """
-    if first.startswith(PICKLES):
+    length = int.from_bytes(first, "little")
+    # A header of 896 bytes begins like a pickle, too; but what a pickle begins with is no length that fits its file.
+    if first.startswith(PICKLES) and length > size - LENGTH:
         raise CheckpointMismatchError(
             f"{label} begins with {first!r}: it is a pickle, which can run code when it is read. hf_lop reads safetensors "
             "only. Get the checkpoint as safetensors from its author."
         )
-    length = int.from_bytes(first, "little")
     if len(first) < LENGTH or length > size - LENGTH or length < 2:
         raise CheckpointMismatchError(
             f"{label} has {size:,} bytes, too few for a header of {length:,}. It is no safetensors file, or truncated: "

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-SIZE = "lop_"  # begins the arguments of `from_pretrained` that ask for a size, such as `lop_ratio`
+PREFIX = "lop_"  # begins the arguments of `from_pretrained` that ask for a size, such as `lop_ratio`
 
 
 def install() -> None:
@@ -43,7 +43,7 @@ def install_sizes(load: Callable[..., Any]) -> None:
 
     @functools.wraps(original)
     def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if any(key.startswith(SIZE) for key in kwargs):
+        if any(key.startswith(PREFIX) for key in kwargs):
             return load(original, cls, *args, **kwargs)
         return original(cls, *args, **kwargs)
 

@@ -18,7 +18,7 @@ from hf_lop.hub.read.checkpoint import Shards
 from hf_lop.hub.read.files import Folder
 from hf_lop.hub.write.companions import PROCESSOR, TERMS, TOKENIZER, matches
 from hf_lop.hub.write.staging import Staging
-from hf_lop.hub.write.tensors import Cutter, Output, layout
+from hf_lop.hub.write.tensors import Cutter, SavedTensor, layout
 from hf_lop.hub.write.whole import check_new, check_room
 
 # Beside the weights, what the result has of the dense model's.
@@ -28,7 +28,7 @@ SHARD_SIZE = "50GB"  # that of save_pretrained
 
 def write_pruned(
     model: PreTrainedModel,
-    outputs: Sequence[Output],
+    tensors: Sequence[SavedTensor],
     shards: Shards,
     out: Path,
     *,
@@ -41,10 +41,10 @@ def write_pruned(
 
     Args:
         model (`PreTrainedModel`): the pruned model, on the meta device.
-        outputs (`Sequence[Output]`): its tensors, in the order in which it saves them.
+        tensors (`Sequence[SavedTensor]`): its tensors, in the order in which it saves them.
         shards (`Shards`): of the dense model.
         out (`Path`): the folder; new or empty.
-        recovery (`str`): what determines the results of `Output.fit`, such as a digest.
+        recovery (`str`): what determines the results of `SavedTensor.solve`, such as a digest.
         max_shard_size (`str`): see `save_pretrained`.
 
     Raises:
@@ -52,8 +52,8 @@ def write_pruned(
         CheckpointMismatchError: if a file of the dense model changed meanwhile.
     """
     check_new(out)
-    by_name = {output.name: output for output in outputs}
-    empty = {output.name: torch.empty(output.shape, dtype=output.dtype, device="meta") for output in outputs}
+    by_name = {tensor.name: tensor for tensor in tensors}
+    empty = {tensor.name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for tensor in tensors}
     split = split_torch_state_dict_into_shards(
         empty, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
     )
@@ -61,9 +61,9 @@ def write_pruned(
         file: layout([by_name[name] for name in names], {"format": "pt"})
         for file, names in split.filename_to_tensors.items()
     }
-    job = _digest(model, outputs, shards, [recovery, *(header.hex() for header, _ in files.values())])
-    total = sum(len(header) + sum(output.num_bytes for output in inside) for header, inside in files.values())
-    ordered = [output for _, inside in files.values() for output in inside]
+    job = _digest(model, tensors, shards, [recovery, *(header.hex() for header, _ in files.values())])
+    total = sum(len(header) + sum(tensor.num_bytes for tensor in inside) for header, inside in files.values())
+    ordered = [tensor for _, inside in files.values() for tensor in inside]
     with Staging(out, job) as staging, Cutter(shards, ordered) as cutter:
         check_room(staging.root, total - staging.resumed)
         staging.once("companions", lambda: model.save_pretrained(staging.folder, state_dict={}))
@@ -84,16 +84,16 @@ def write_pruned(
 
 
 def _parts(
-    header: bytes, inside: Sequence[Output], cutter: Cutter, bar: Any
+    header: bytes, inside: Sequence[SavedTensor], cutter: Cutter, bar: Any
 ) -> Iterator[tuple[bytes | Callable[[], Iterator[memoryview]], int]]:
     yield header, len(header)
     bar.update(len(header))
-    for output in inside:
-        yield partial(cutter.parts, output), output.num_bytes
-        bar.update(output.num_bytes)
+    for tensor in inside:
+        yield partial(cutter.parts, tensor), tensor.num_bytes
+        bar.update(tensor.num_bytes)
 
 
-def _digest(model: PreTrainedModel, outputs: Sequence[Output], shards: Shards, more: list[str]) -> str:
+def _digest(model: PreTrainedModel, tensors: Sequence[SavedTensor], shards: Shards, more: list[str]) -> str:
     """Return what changes when a byte of the result would."""
     digest = hashlib.sha256()
 
@@ -109,13 +109,13 @@ def _digest(model: PreTrainedModel, outputs: Sequence[Output], shards: Shards, m
         if path.is_file() and matches(path.name, BESIDE):
             add(f"{path.name} {files.stamp(path.name)}")
     kept: dict[int, str] = {}
-    for output in outputs:
+    for tensor in tensors:
         rows = None
-        if output.kept is not None:
-            key = id(output.kept)
+        if tensor.kept is not None:
+            key = id(tensor.kept)
             if key not in kept:
-                raw: Any = output.kept.numpy()
+                raw: Any = tensor.kept.numpy()
                 kept[key] = hashlib.sha256(raw.tobytes()).hexdigest()
             rows = kept[key]
-        add(f"{output.name} {output.source} {output.axis} {rows} {output.fit is not None}")
+        add(f"{tensor.name} {tensor.source} {tensor.axis} {rows} {tensor.solve is not None}")
     return digest.hexdigest()

@@ -1,8 +1,8 @@
 """Cutting tensors from file to file: a few megabytes are in memory at a time, however large the model is.
 
-What a pruned model consists of is known beforehand, as a list of `Output`: tensors that stay as they are, tensors that lose
-rows or columns, and output projections that a recovery changes. The bytes are those that safetensors writes for the same
-tensors in memory.
+What a pruned model consists of is known beforehand, as a list of `SavedTensor`: those that stay as they are, those that lose rows
+or columns, and output projections that a recovery changes. The bytes are those that safetensors writes for the same tensors
+in memory.
 """
 
 from collections import deque
@@ -22,7 +22,7 @@ BLOCK = 2**22  # bytes that are read at a time
 AHEAD = 2  # blocks that are read before they are needed
 
 
-class Tensors(Protocol):
+class TensorSource(Protocol):
     """Where tensors are read from."""
 
     places: dict[str, Place]
@@ -35,7 +35,7 @@ class Tensors(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class SavedTensor:
     """One tensor of a pruned model, and what it is made from.
 
     Attributes:
@@ -45,7 +45,7 @@ class Output:
         source (`str`): the stored tensor it is made from.
         axis (`int`, *optional*): axis along which neurons are removed; None to keep all.
         kept (`torch.Tensor`, *optional*): `[k] int64`, ascending, the indices along it that stay.
-        fit (`Callable`, *optional*): for an output projection, returns what makes its new rows from the old ones, in the
+        solve (`Callable`, *optional*): for an output projection, returns what makes its new rows from the old ones, in the
             dtype it shall have; neurons lie along axis 1, or along axis 0 where the tensor is stored transposed.
     """
 
@@ -55,7 +55,7 @@ class Output:
     source: str
     axis: int | None = None
     kept: torch.Tensor | None = None
-    fit: Callable[[], NewRows] | None = None
+    solve: Callable[[], NewRows] | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -63,15 +63,15 @@ class Output:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def layout(outputs: Sequence[Output], metadata: Mapping[str, str]) -> tuple[bytes, list[Output]]:
+def layout(tensors: Sequence[SavedTensor], metadata: Mapping[str, str]) -> tuple[bytes, list[SavedTensor]]:
     """Return what a safetensors file begins with, and its tensors in the order in which they follow.
 
     Args:
-        outputs (`Sequence[Output]`): the tensors of one file, in any order.
+        tensors (`Sequence[SavedTensor]`): the tensors of one file, in any order.
         metadata (`Mapping[str, str]`): what the header says about the file.
     """
-    by_name = {output.name: output for output in outputs}
-    empty = save({name: torch.empty(0, dtype=output.dtype) for name, output in by_name.items()})
+    by_name = {saved.name: saved for saved in tensors}
+    empty = save({name: torch.empty(0, dtype=saved.dtype) for name, saved in by_name.items()})
     length = int.from_bytes(empty[:LENGTH], "little")
     found = parse_json("the header", empty[LENGTH : LENGTH + length])  # safetensors itself decides on order and names
     header, _ = make_header({name: (entry["dtype"], by_name[name].shape) for name, entry in found.items()}, metadata)
@@ -79,31 +79,31 @@ def layout(outputs: Sequence[Output], metadata: Mapping[str, str]) -> tuple[byte
 
 
 class Cutter:
-    """Makes the bytes of outputs, with buffers that it uses again and again.
+    """Makes the bytes of tensors, with buffers that it uses again and again.
 
     One thread reads ahead, and another recovers the next two output projections: that takes the processor, all else the disk.
     """
 
-    def __init__(self, tensors: Tensors, outputs: Sequence[Output], block: int = BLOCK) -> None:
-        """Prepare to make outputs, in this order; the first ones can be left out."""
-        self.tensors, self.block = tensors, block
-        self._reader, self._fitter = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+    def __init__(self, source: TensorSource, tensors: Sequence[SavedTensor], block: int = BLOCK) -> None:
+        """Prepare to make tensors, in this order; the first ones can be left out."""
+        self.source, self.block = source, block
+        self._reader, self._solver = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         empty = torch.empty(0, dtype=torch.uint8)
         # One part is written while the next is made, and others are read.
         self._buffers = {"read": [empty] * (AHEAD + 2), "cut": [empty] * 2}
-        self._fits: dict[str, Future[torch.Tensor]] = {}
-        self._coming: dict[str, tuple[Output, ...]] = {}  # by output, it or what follows: the next two to recover
-        coming: deque[Output] = deque(maxlen=2)
-        for output in reversed(outputs):
-            if output.fit is not None:
-                coming.appendleft(output)
-            self._coming[output.name] = tuple(coming)
+        self._solved: dict[str, Future[torch.Tensor]] = {}
+        self._coming: dict[str, tuple[SavedTensor, ...]] = {}  # by name, it or what follows: the next two to recover
+        coming: deque[SavedTensor] = deque(maxlen=2)
+        for saved in reversed(tensors):
+            if saved.solve is not None:
+                coming.appendleft(saved)
+            self._coming[saved.name] = tuple(coming)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pool in (self._reader, self._fitter):
+        for pool in (self._reader, self._solver):
             pool.shutdown(cancel_futures=True)
 
     def _buffer(self, use: str, size: int) -> torch.Tensor:
@@ -114,50 +114,50 @@ class Cutter:
             ring[-1] = torch.empty(max(size, self.block), dtype=torch.uint8)
         return ring[-1][:size]
 
-    def parts(self, output: Output) -> Iterator[memoryview]:
-        """Yield the bytes of an output; a part stays as it is until the one after the next is asked for."""
-        place = self.tensors.places[output.source]
-        for coming in self._coming[output.name]:
-            if coming.name not in self._fits:
-                self._fits[coming.name] = self._fitter.submit(self._fit, coming)
-        if output.fit is not None:
-            yield _bytes(self._fits.pop(output.name).result())
+    def parts(self, saved: SavedTensor) -> Iterator[memoryview]:
+        """Yield the bytes of a tensor; a part stays as it is until the one after the next is asked for."""
+        place = self.source.places[saved.source]
+        for coming in self._coming[saved.name]:
+            if coming.name not in self._solved:
+                self._solved[coming.name] = self._solver.submit(self._solve, coming)
+        if saved.solve is not None:
+            yield _bytes(self._solved.pop(saved.name).result())
         elif not place.shape:
-            yield _bytes(self.tensors.rows(output.source).to(output.dtype))
+            yield _bytes(self.source.rows(saved.source).to(saved.dtype))
         elif place.end > place.start:
-            for start, part in self._read(output):
-                yield _bytes(self._cut(output, start, part).to(output.dtype))
+            for start, part in self._read(saved):
+                yield _bytes(self._cut(saved, start, part).to(saved.dtype))
 
-    def _fit(self, output: Output) -> torch.Tensor:
-        assert output.fit is not None
-        fit, rows = output.fit(), self.tensors.places[output.source].shape[0]
-        if output.axis == 0:
-            return in_blocks(fit, self.tensors.rows(output.source).to(output.dtype).T).T.contiguous()
-        fitted = torch.empty(output.shape, dtype=output.dtype)
+    def _solve(self, saved: SavedTensor) -> torch.Tensor:
+        assert saved.solve is not None
+        solve, rows = saved.solve(), self.source.places[saved.source].shape[0]
+        if saved.axis == 0:
+            return in_blocks(solve, self.source.rows(saved.source).to(saved.dtype).T).T.contiguous()
+        solved = torch.empty(saved.shape, dtype=saved.dtype)
         for start in range(0, rows, ROWS):
-            part = self.tensors.rows(output.source, start, min(start + ROWS, rows))
-            fitted[start : start + ROWS] = fit(part.to(output.dtype))
-        return fitted
+            part = self.source.rows(saved.source, start, min(start + ROWS, rows))
+            solved[start : start + ROWS] = solve(part.to(saved.dtype))
+        return solved
 
-    def _read(self, output: Output) -> Iterator[tuple[int, torch.Tensor]]:
+    def _read(self, saved: SavedTensor) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield some rows at a time, with the index of the first; not those of which none is kept."""
-        place = self.tensors.places[output.source]
-        dtype = self.tensors.rows(output.source, 0, 0).dtype
+        place = self.source.places[saved.source]
+        dtype = self.source.rows(saved.source, 0, 0).dtype
         shape = place.shape
-        if output.kept is None:  # number by number: a row may be as large as the tensor
+        if saved.kept is None:  # number by number: a row may be as large as the tensor
             shape = (torch.Size(shape).numel(),)
         rows, row = shape[0], (place.end - place.start) // shape[0]
         step = max(1, self.block // row)
 
         def read(start: int, stop: int) -> torch.Tensor:
             raw = self._buffer("read", (stop - start) * row)
-            self.tensors.read_into(place, start * row, _bytes(raw))
+            self.source.read_into(place, start * row, _bytes(raw))
             return raw.view(dtype).view(stop - start, *shape[1:])
 
         waiting: deque[tuple[int, Future[torch.Tensor]]] = deque()
         for start in range(0, rows, step):
             stop = min(start + step, rows)
-            if output.kept is not None and output.axis == 0 and not len(_within(output.kept, start, stop)):
+            if saved.kept is not None and saved.axis == 0 and not len(_within(saved.kept, start, stop)):
                 continue
             waiting.append((start, self._reader.submit(read, start, stop)))
             if len(waiting) > AHEAD:
@@ -166,9 +166,9 @@ class Cutter:
         for first, part in waiting:
             yield first, part.result()
 
-    def _cut(self, output: Output, start: int, part: torch.Tensor) -> torch.Tensor:
+    def _cut(self, saved: SavedTensor, start: int, part: torch.Tensor) -> torch.Tensor:
         """Return what stays of the rows from `start` on."""
-        kept, axis = output.kept, output.axis
+        kept, axis = saved.kept, saved.axis
         if kept is None or axis is None:
             return part
         if axis == 0:

@@ -8,7 +8,7 @@ import torch
 from hf_lop.errors import UnsupportedModelError
 from hf_lop.hub.read.checkpoint import Shards
 from hf_lop.hub.read.skeleton import Skeleton
-from hf_lop.hub.write.tensors import Output
+from hf_lop.hub.write.tensors import SavedTensor
 from hf_lop.recovery.solve import RowSolver
 from hf_lop.units.slice import check_kept, slice_units
 from hf_lop.units.unit import Unit, entries
@@ -28,16 +28,16 @@ def stored_output_weight(skeleton: Skeleton, shards: Shards, unit: Unit) -> torc
     return weight if slot.axis == 1 else weight.T
 
 
-def pruned_outputs(
-    skeleton: Skeleton, units: Sequence[Unit], kept: Sequence[torch.Tensor], fit: RowSolver | None
-) -> list[Output]:
+def pruned_tensors(
+    skeleton: Skeleton, units: Sequence[Unit], kept: Sequence[torch.Tensor], solver: RowSolver | None
+) -> list[SavedTensor]:
     """Cut a model without weights, and return the tensors that it is saved as, in the order in which they are.
 
     Args:
         skeleton (`Skeleton`): of the dense model; its model is cut in place.
         units (`Sequence[Unit]`): its L units.
         kept (`Sequence[torch.Tensor]`): the pieces to keep, one `[k] int64` per unit, in any order.
-        fit (`Callable`, *optional*): given a layer and a dtype, returns what makes the new rows of its output projection from
+        solver (`RowSolver`, *optional*): given a layer and a dtype, returns what makes the new rows of its output projection from
             the old ones in that dtype.
 
     Raises:
@@ -64,17 +64,17 @@ def pruned_outputs(
             parameter = getattr(model.get_submodule(path), name)
             index = entries(slots, size, unit.count, indices)
             cut[parameter.untyped_storage()._cdata] = layer, index, slots[0].output
-    outputs = []
+    tensors = []
     for name, tensor in skeleton.saved().items():
         shape, before = tuple(tensor.shape), tuple(dense[name].shape)
         if shape == before:
-            outputs.append(Output(name, shape, tensor.dtype, sources[name]))
+            tensors.append(SavedTensor(name, shape, tensor.dtype, sources[name]))
             continue
         layer, indices, is_output = cut[tensor.untyped_storage()._cdata]
         axis = next(axis for axis, size in enumerate(shape) if size != before[axis])
-        change = partial(fit, layer, tensor.dtype) if fit is not None and is_output else None
-        outputs.append(Output(name, shape, tensor.dtype, sources[name], axis, indices, change))
-    return outputs
+        change = partial(solver, layer, tensor.dtype) if solver is not None and is_output else None
+        tensors.append(SavedTensor(name, shape, tensor.dtype, sources[name], axis, indices, change))
+    return tensors
 
 
 def _source(skeleton: Skeleton, unit: Unit, parameter: torch.Tensor) -> str:
