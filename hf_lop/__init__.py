@@ -76,7 +76,7 @@ def _read_widths(_module: ModuleType) -> None:
 
 
 def _save_whole(_module: ModuleType) -> None:
-    from hf_lop.hub.write import hooks
+    from hf_lop.hub.save import hooks
 
     hooks.install()
     hooks.install_sizes(_load_size)

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from hf_lop import LOPPruner
+from hf_lop.errors import CheckpointMismatchError
 from hf_lop.evaluation.comparison.compare import compare
-from hf_lop.units.configs import layer_widths
+from hf_lop.units.configs import FORMAT, layer_widths
 from tests.conftest import build, text_batches
 
 STORED = Path(__file__).parent / "stored" / "0.1.0"
@@ -117,6 +118,39 @@ class TestPruner:
         found = compare([pruner], build("gated"), text_batches(1, seed=7), **options)
         lines = (STORED / "rows" / "rows.jsonl").read_text().splitlines()
         assert json.loads(found.to_json())["rows"] == [json.loads(line) for line in lines[1:]]
+
+
+class TestFormats:
+    """Repositories of a later version say so; those of 0.1 have no format, which is 0."""
+
+    @pytest.mark.parametrize("number", [2, 17, -1, "1", None])
+    def test_a_model_of_a_later_format(self, tmp_path, number):
+        shutil.copytree(STORED / "gated", tmp_path / "model")
+        config = json.loads((tmp_path / "model" / "config.json").read_text())
+        assert "format" not in config["pruning_config"]
+        config["pruning_config"] |= {"format": number, "hf_lop_version": "9.1"}
+        (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+        with pytest.raises(CheckpointMismatchError, match=r"format .* It needs hf_lop >= 9\.1"):
+            AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+
+    def test_a_pruner_of_a_later_format(self, tmp_path):
+        shutil.copytree(STORED / "pruner", tmp_path / "pruner")
+        config = json.loads((tmp_path / "pruner" / "config.json").read_text())
+        assert "format" not in config
+        config["format"] = 5
+        (tmp_path / "pruner" / "config.json").write_text(json.dumps(config))
+        with pytest.raises(
+            CheckpointMismatchError, match=r"format 5; this code knows formats 0 to 1\. It needs hf_lop >= 0\.1\.0"
+        ):
+            LOPPruner.from_pretrained(tmp_path / "pruner")
+
+    def test_what_is_made_now_names_its_format(self, pruner, llama, tmp_path):
+        assert pruner.config.format == FORMAT
+        pruned = pruner.prune(llama, 0.3)
+        assert pruned.config.pruning_config["format"] == FORMAT
+        pruned.save_pretrained(tmp_path)
+        source = (tmp_path / "lop_configs.py").read_text()
+        assert f"FORMAT = {FORMAT}" in source  # the shipped files check it as well
 
 
 class TestElastic:

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from hf_lop.errors import CheckpointMismatchError
 from hf_lop.planning.additive import additive_damage
-from hf_lop.units.configs import DEEPEST, WIDEST
+from hf_lop.units.configs import DEEPEST, WIDEST, check_format
 from hf_lop.units.size import ModelSize
 
 
@@ -61,6 +61,19 @@ class LOPConfig(PreTrainedConfig):
     other_tables: dict[str, Any] | None = None
     probes: dict[str, Any] | None = None
     sorted_by: str | None = None
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Read a config; see transformers.
+
+        Raises:
+            CheckpointMismatchError: if it is of a format that this version does not know.
+        """
+        made = config_dict.get("calibration") or {}
+        versions = made.get("versions") if isinstance(made, dict) else None
+        version = versions.get("hf_lop") if isinstance(versions, dict) else None
+        check_format({"format": config_dict.get("format", 0), "hf_lop_version": version})
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def size(self) -> ModelSize:

@@ -1,4 +1,4 @@
-"""Bar plots of the width of every layer. They use matplotlib's figure objects: pyplot's state is never touched."""
+"""Plots of the width of every layer, and of the quality to expect. They use matplotlib's figure objects: pyplot's state is never touched."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KEPT, REMOVED, INK, FAINT = "#2f6f8f", "#e3e8ec", "#22303a", "#6b7a86"
+SEARCHED = "#d1603d"
 
 
 def plot_widths(
@@ -112,3 +113,65 @@ def _draw(
             labelcolor=INK,
             borderpad=0.2,
         )
+
+
+def plot_estimate(
+    curve: Mapping[float, float], searched: Mapping[float, float], reward: str | None, path: str | Path | None = None
+) -> "Figure":
+    """Draw what a pruner's search data say about quality: the estimated divergence over the share of neurons removed.
+
+    Args:
+        curve (`Mapping[float, float]`): estimated divergence in nats per prediction, by pruning ratio.
+        searched (`Mapping[float, float]`): reward of the best plan that a search found, by target ratio; may be empty.
+        reward (`str`, *optional*): its name. A divergence is drawn beside the estimate, anything else in a second panel.
+        path (`str` or `Path`, *optional*): PNG file to write.
+
+    Returns:
+        `Figure`: the figure.
+    """
+    same = reward == "divergence"
+    figure = new_figure(6.4, 3.6 if same or not searched else 6.6)
+    axes: list[Axes] = list(figure.subplots(1 if same or not searched else 2, 1, squeeze=False, sharex=True)[:, 0])
+    axes[0].plot(
+        list(curve), list(curve.values()), color=KEPT, linewidth=2.6, label="estimate from single-layer probes"
+    )
+    axes[0].set_title(
+        "Divergence from the dense model, nats per prediction", loc="left", fontsize=11, color=INK, pad=8
+    )
+    if searched:
+        values = [-value if same else value for value in searched.values()]
+        label = "best plan of the search, measured on the search data"
+        axes[-1].plot(
+            list(searched), values, "o", color=SEARCHED, markersize=4.5, markeredgecolor="white", label=label
+        )
+        if not same:
+            axes[1].set_title(f"Reward of the search: {reward}", loc="left", fontsize=11, color=INK, pad=8)
+    for axis in axes:
+        tidy(axis)
+        axis.legend(loc="upper left" if axis is axes[0] else "lower left", frameon=False, fontsize=9, labelcolor=INK)
+    axes[0].set_ylim(bottom=0)
+    axes[-1].set_xlabel("FFN neurons removed", color=INK)
+    axes[-1].xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    if path is not None:
+        figure.savefig(path, format="png")
+    return figure
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """Return an empty figure of this size in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)  # type: ignore[union-attr, call-arg]
+    return figure
+
+
+def tidy(axis: "Axes") -> None:
+    """Give an axis the look of all plots."""
+    axis.grid(axis="y", color=REMOVED, linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.tick_params(colors=FAINT, length=0, labelsize=9, labelleft=True)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.spines["bottom"].set_color(FAINT)

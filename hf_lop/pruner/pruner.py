@@ -17,7 +17,7 @@ from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.hub.elastic.write import PRUNER, keep_pruner
 from hf_lop.hub.read.load import check_loaded, check_safetensors, read_config
 from hf_lop.hub.read.names import hub_id
-from hf_lop.hub.write.extras import save_pruner_extras
+from hf_lop.hub.save.extras import save_pruner_extras
 from hf_lop.hub.write.push import push_folder
 from hf_lop.learning.config import LOPConfig
 from hf_lop.learning.learned import Learned

@@ -32,8 +32,8 @@ from hf_lop.hub.read.files import Files, Folder, Repository
 from hf_lop.hub.read.load import read_config
 from hf_lop.hub.read.skeleton import load_skeleton
 from hf_lop.hub.read.stored import stored_pieces
-from hf_lop.hub.write.extras import save_pruned_extras
-from hf_lop.hub.write.hooks import PREFIX
+from hf_lop.hub.save.extras import save_pruned_extras
+from hf_lop.hub.save.hooks import PREFIX
 from hf_lop.hub.write.whole import check_new, check_replaceable, whole_folder
 from hf_lop.planning.budget import LIMITS, Budget
 from hf_lop.planning.plan import Plan

@@ -12,16 +12,15 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from hf_lop import __version__
 from hf_lop.errors import InvalidInputError
-from hf_lop.evaluation.comparison.plots import plot_estimate
 from hf_lop.hub.cards.elastic import elastic_card
 from hf_lop.hub.cards.facts import MARKER
 from hf_lop.hub.cards.pruned import pruned_model_card
 from hf_lop.hub.cards.pruner import pruner_card
+from hf_lop.hub.save.extras import auto_map, save_pruner_extras
 from hf_lop.hub.write.companions import base_metadata, copy_companions
-from hf_lop.hub.write.extras import auto_map, save_pruner_extras
 from hf_lop.hub.write.push import open_repository
 from hf_lop.learning.config import LOPConfig
-from hf_lop.planning.plots import plot_plans, plot_widths
+from hf_lop.planning.plots import plot_estimate, plot_plans, plot_widths
 from hf_lop.recovery.choose import RECOVERIES
 
 GOLDEN = Path(__file__).parents[1] / "golden"

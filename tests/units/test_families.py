@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from hf_lop.hub.write.extras import auto_map
+from hf_lop.hub.save.extras import auto_map
 from hf_lop.units.kinds import find_units
 from hf_lop.units.ship import remote_code
 from hf_lop.units.slice import slice_units

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_lop.planning.plots import FAINT, INK, KEPT, REMOVED
+from hf_lop.planning.plots import FAINT, INK, KEPT, REMOVED, SEARCHED, new_figure, tidy
 from hf_lop.planning.show import si
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#d1603d", "#8a6fb0", "#c99a1e", "#4f9d69", "#c2478a", "#7a8794", "#4fb3c9", "#8c6d4f")
+COLOURS = (SEARCHED, "#8a6fb0", "#c99a1e", "#4f9d69", "#c2478a", "#7a8794", "#4fb3c9", "#8c6d4f")
 MARKERS = "os^Dvp<>"
 
 
@@ -61,7 +61,7 @@ def plot_quality(
     """
     recoveries = list(dict.fromkeys(point.recover for point in points))
     methods = list(dict.fromkeys(point.method for point in points))
-    figure = _figure(1.2 + 5.2 * len(recoveries), 0.6 + 3.7 * len(dense))
+    figure = new_figure(1.2 + 5.2 * len(recoveries), 0.6 + 3.7 * len(dense))
     grid = figure.subplots(len(dense), len(recoveries), squeeze=False, sharex=True, sharey="row")
     for row, kind in zip(grid, dense, strict=True):
         floor = _floor([point.mean[kind] for point in points], dense[kind], points, kind)
@@ -76,7 +76,7 @@ def plot_quality(
                 note = f"below the panel: {', '.join(below)}"
                 axis.text(0.02, 0.03, note, transform=axis.transAxes, fontsize=8, color=FAINT)
             axis.set_title(f"{kind}, {_name(recover)}", loc="left", fontsize=11, color=INK, pad=8)
-            _tidy(axis)
+            tidy(axis)
         margin = 0.05 * (dense[kind] - floor or 1.0)
         row[0].set_ylim(floor - margin, max([dense[kind], *(p.mean[kind] for p in points)]) + margin)
     for axis in grid[-1]:
@@ -105,7 +105,7 @@ def plot_layers(points: Sequence[Point], path: str | Path) -> None:
     ratios = sorted({point.ratio for point in shown})
     layers = len(shown[0].ratios)
     inches = min(14.0, max(7.0, 2.2 + 0.36 * layers))
-    figure = _figure(inches, 0.9 + (0.75 + 0.3 * len(methods)) * len(ratios))
+    figure = new_figure(inches, 0.9 + (0.75 + 0.3 * len(methods)) * len(ratios))
     colours = LinearSegmentedColormap.from_list("removed", ["#f4f6f8", REMOVED, KEPT, "#14323f"])
     per_cell = 72 * (inches - 2.2) / layers  # points of paper
     image = None
@@ -142,7 +142,7 @@ def plot_searches(curves: Mapping[float, Mapping[str, Sequence[Sequence[float]]]
             lines, their mean (as far as all go) is a thick one.
         path (`str` or `Path`): PNG file to write.
     """
-    figure = _figure(1.0 + 4.2 * len(curves), 3.9)
+    figure = new_figure(1.0 + 4.2 * len(curves), 3.9)
     axes: list[Axes] = list(figure.subplots(1, len(curves), squeeze=False)[0])
     searches = list(dict.fromkeys(search for lines in curves.values() for search in lines))
     for axis, (target, lines) in zip(axes, sorted(curves.items()), strict=True):
@@ -157,62 +157,10 @@ def plot_searches(curves: Mapping[float, Mapping[str, Sequence[Sequence[float]]]
             f"{target:.1%} of all FFN neurons removed".replace(".0%", "%"), loc="left", fontsize=11, color=INK
         )
         axis.set_xlabel("evaluated candidates", color=INK)
-        _tidy(axis)
+        tidy(axis)
     axes[0].set_ylabel("best reward on the search data", color=INK)
     _legend(figure, *axes[0].get_legend_handles_labels())
     figure.savefig(path, format="png")
-
-
-def plot_estimate(
-    curve: Mapping[float, float], searched: Mapping[float, float], reward: str | None, path: str | Path | None = None
-) -> "Figure":
-    """Draw what a pruner's search data say about quality: the estimated divergence over the share of neurons removed.
-
-    Args:
-        curve (`Mapping[float, float]`): estimated divergence in nats per prediction, by pruning ratio.
-        searched (`Mapping[float, float]`): reward of the best plan that a search found, by target ratio; may be empty.
-        reward (`str`, *optional*): its name. A divergence is drawn beside the estimate, anything else in a second panel.
-        path (`str` or `Path`, *optional*): PNG file to write.
-
-    Returns:
-        `Figure`: the figure.
-    """
-    same = reward == "divergence"
-    figure = _figure(6.4, 3.6 if same or not searched else 6.6)
-    axes: list[Axes] = list(figure.subplots(1 if same or not searched else 2, 1, squeeze=False, sharex=True)[:, 0])
-    axes[0].plot(
-        list(curve), list(curve.values()), color=KEPT, linewidth=2.6, label="estimate from single-layer probes"
-    )
-    axes[0].set_title(
-        "Divergence from the dense model, nats per prediction", loc="left", fontsize=11, color=INK, pad=8
-    )
-    if searched:
-        values = [-value if same else value for value in searched.values()]
-        label = "best plan of the search, measured on the search data"
-        axes[-1].plot(
-            list(searched), values, "o", color=COLOURS[0], markersize=4.5, markeredgecolor="white", label=label
-        )
-        if not same:
-            axes[1].set_title(f"Reward of the search: {reward}", loc="left", fontsize=11, color=INK, pad=8)
-    for axis in axes:
-        _tidy(axis)
-        axis.legend(loc="upper left" if axis is axes[0] else "lower left", frameon=False, fontsize=9, labelcolor=INK)
-    axes[0].set_ylim(bottom=0)
-    axes[-1].set_xlabel("FFN neurons removed", color=INK)
-    axes[-1].xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    if path is not None:
-        figure.savefig(path, format="png")
-    return figure
-
-
-def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)  # type: ignore[union-attr, call-arg]
-    return figure
 
 
 def _floor(values: Sequence[float], dense: float, points: Sequence[Point], kind: str) -> float:
@@ -239,14 +187,6 @@ def _line(axis: "Axes", points: Sequence[Point], kind: str, index: int, *, param
         label=points[0].method,
         zorder=4 if index == 0 else 3,
     )
-
-
-def _tidy(axis: "Axes") -> None:
-    axis.grid(axis="y", color=REMOVED, linewidth=0.8)
-    axis.set_axisbelow(True)
-    axis.tick_params(colors=FAINT, length=0, labelsize=9, labelleft=True)
-    axis.spines[["top", "right", "left"]].set_visible(False)
-    axis.spines["bottom"].set_color(FAINT)
 
 
 def _legend(figure: "Figure", handles: Sequence[object], labels: Sequence[str]) -> None:

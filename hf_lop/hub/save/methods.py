@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_lop.hub.elastic.write import kept_pruner
+from hf_lop.hub.save.extras import pruned_widths, save_elastic_extras, save_pruned_extras
 from hf_lop.hub.write.companions import PROCESSOR, TERMS, TOKENIZER
-from hf_lop.hub.write.extras import pruned_widths, save_elastic_extras, save_pruned_extras
 from hf_lop.hub.write.push import STALE, WEIGHTS, open_repository, push_folder
 
 if TYPE_CHECKING:

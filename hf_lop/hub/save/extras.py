@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, cast
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
-from hf_lop.evaluation.comparison.plots import plot_estimate
 from hf_lop.hub.cards.elastic import elastic_card
 from hf_lop.hub.cards.facts import MARKER
 from hf_lop.hub.cards.pruned import pruned_model_card
@@ -22,7 +21,7 @@ from hf_lop.hub.read.names import hub_id
 from hf_lop.hub.write.companions import PROCESSOR, TOKENIZER, base_metadata, copy_companions, matches
 from hf_lop.hub.write.push import WEIGHTS
 from hf_lop.hub.write.whole import write_whole
-from hf_lop.planning.plots import plot_plans, plot_widths
+from hf_lop.planning.plots import plot_estimate, plot_plans, plot_widths
 from hf_lop.units.configs import layer_counts, text_configs
 from hf_lop.units.ship import remote_code
 

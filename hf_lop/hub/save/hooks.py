@@ -20,9 +20,9 @@ def install() -> None:
 def _hook(name: str, original: Any) -> Any:
     @functools.wraps(original)
     def hooked(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from hf_lop.hub.write import save as checkpoint
+        from hf_lop.hub.save import methods
 
-        return getattr(checkpoint, name)(original, self, *args, **kwargs)
+        return getattr(methods, name)(original, self, *args, **kwargs)
 
     hooked._lop = True  # type: ignore[attr-defined]
     return hooked
