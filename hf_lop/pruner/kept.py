@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from hf_lop.errors import InvalidInputError
 from hf_lop.hub.write.whole import write_whole
 from hf_lop.learning.processes import launched
-from hf_lop.planning.journal import Journal
+from hf_lop.planning.journal import Journal, check_settings
 
 
 class Run:
@@ -64,12 +63,7 @@ class Run:
             if not path.is_file():
                 return None
             stored = json.loads(path.read_text(encoding="utf-8"))
-            if stored["settings"] != wanted:
-                known = stored["settings"]
-                different = [key for key in {**wanted, **known} if known.get(key) != wanted.get(key)]
-                raise InvalidInputError(
-                    f"{path} was measured with another {', '.join(different)}. Choose another journal folder, or remove it."
-                )
+            check_settings(path, stored["settings"], wanted)
             return np.array(stored["damage"])
 
         found = self.processes.from_main(read)
