@@ -74,7 +74,7 @@ def test_a_search_maximises_any_callable_and_its_journal_knows_it_by_name(built,
 
 def test_journal_of_another_fit_is_refused(built, tmp_path):
     fit(built["gated"], tmp_path)
-    with pytest.raises(InvalidInputError, match="another order_sha256, criterion"):
+    with pytest.raises(InvalidInputError, match='criterion was "l2" and is now "magnitude"; order_sha256 was "'):
         fit(built["gated"], tmp_path, criterion="magnitude")
     with pytest.raises(InvalidInputError, match="reward"):
         fit(built["gated"], tmp_path, reward="perplexity")
