@@ -33,7 +33,8 @@ CITATION = f"""\
 }}"""
 CALIBRATION = (
     *("dataset", "samples", "seed", "search", "reward", "recovery", "evaluations per target", "method"),
-    *("calibration_sha256", "search_sha256", "report_sha256", "seconds", "versions"),
+    *("calibration_sha256", "search_sha256", "report_samples_sha256"),
+    *("report_sha256", "seconds", "versions"),  # report_sha256: of pruners of version 0.1
 )
 PIPELINES = {"AutoModelForImageTextToText": "image-text-to-text", "AutoModelForCausalLM": "text-generation"}
 INHERITED = ("license", "license_name", "license_link", "language")
