@@ -108,7 +108,8 @@ def calibration_rows(facts: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     facts = facts or {}  # from a file its keys come sorted, and say less
     for key in [*(known for known in CALIBRATION if known in facts), *sorted({*facts} - {*CALIBRATION})]:
         value = facts[key]
-        name = key.replace("_sha256", " data: SHA-256 of the batches, first 16 digits")
+        name = key.replace("_samples_sha256", " data: SHA-256 of the samples, first 16 digits")
+        name = name.replace("_sha256", " data: SHA-256 of the batches, first 16 digits")
         if key == "seconds" and isinstance(value, Mapping):
             value = {phase: f"{spent} s" for phase, spent in value.items()}
         found.append((name, value))
