@@ -11,8 +11,7 @@ quickstart: $(VENV)/demo  ## prune the embedded demo, reload it without hf_lop, 
 	$(BIN)/hf-lop quickstart
 
 test: $(VENV)/dev lint  ## everything CI runs
-	$(BIN)/python -m pytest $(TWO) -m "not slow"
-	$(BIN)/python -m pytest $(TWO) -m slow
+	$(BIN)/python -m pytest $(TWO)
 
 test-fast: $(VENV)/dev
 	$(BIN)/python -m pytest $(TWO) -m "not slow"

@@ -4,6 +4,8 @@ import copy
 import os
 import shutil
 import sys
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # scripts there
 import pytest
 import torch
 from hypothesis import settings
+from PIL import Image
 from transformers import GPT2Config, LlamaConfig, OPTConfig, Phi3Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
@@ -77,7 +80,12 @@ def pruner(built):
     from hf_lop.pruner.pruner import LOPPruner
 
     return LOPPruner.fit(
-        built["gated"], text_batches(2), text_batches(1, seed=1), base_model="org/base", provenance={"samples": 4}
+        built["gated"],
+        text_batches(2),
+        text_batches(1, seed=1),
+        predictor="mlp",
+        base_model="org/base",
+        provenance={"samples": 4},
     )
 
 
@@ -92,3 +100,53 @@ def _saved(pruner, tmp_path_factory):
 def saved_pruner(_saved, tmp_path):
     """A folder of one's own with the pruner, which draws its plots only once."""
     return Path(shutil.copytree(_saved, tmp_path / "pruner"))
+
+
+class Blank:
+    """Stands for a figure where nobody looks at it: drawing takes longer than most of a test."""
+
+    def savefig(self, file, **_):
+        Image.new("L", (1, 1)).save(file, format="png")
+
+
+PLOTS = ("plot_widths", "plot_plans", "plot_estimate")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _blank_plots():
+    """What is saved has blank pictures, but for tests with the fixture `plots` and fixtures that use `drawing`."""
+    from hf_lop.hub.save import extras
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in PLOTS:
+            patch.setattr(extras, name, lambda *_, **__: Blank())
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_training():
+    """A fit trains its predictor for 6 epochs: tests of the predictor train it themselves, those in a new process fully."""
+    from hf_lop.pruner import fit
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "train_predictor", partial(fit.train_predictor, epochs=6))
+        yield
+
+
+@contextmanager
+def drawing():
+    """Within it, what is saved has its real pictures."""
+    from hf_lop.hub.save import extras
+    from hf_lop.planning import plots
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in PLOTS:
+            patch.setattr(extras, name, getattr(plots, name))
+        yield
+
+
+@pytest.fixture
+def plots():
+    """For tests that look at the pictures of what they save."""
+    with drawing():
+        yield

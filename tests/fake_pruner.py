@@ -8,7 +8,7 @@ from hf_lop.units.kinds import find_units
 from hf_lop.units.measure import measure_size
 
 
-def fake_pruner(model, *, sketch_rows=8, seed=0):
+def fake_pruner(model, *, sketch_rows=8, seed=0, predictor="mlp"):
     """A pruner for a model, on any device, whose plans differ from layer to layer."""
     size = measure_size(model, find_units(model))
     layers = len(size.widths)
@@ -20,7 +20,7 @@ def fake_pruner(model, *, sketch_rows=8, seed=0):
             base_model_type=model.config.model_type,
             base_dtype="float32",
             base_size=size.to_dict(),
-            predictor="mlp",
+            predictor=predictor,
             search_table=table,
             calibration={"search": "mcts"},
             max_ratio=0.7,

@@ -13,8 +13,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
-import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +22,8 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlparse
 
 import pytest
+
+from tests import warm
 
 USER = "me"
 LFS_SUFFIXES = (".safetensors", ".bin", ".png")
@@ -422,7 +422,7 @@ sys.meta_path.insert(0, Blocker())
 
 
 def run_python(code, hub=None, *, home=None, env=None, block=(), cwd=None):
-    """Run code in a child Python against a hub, or offline without one.
+    """Run code in a Python of its own against a hub, or offline without one.
 
     Args:
         code (`str`): the program.
@@ -449,14 +449,7 @@ def run_python(code, hub=None, *, home=None, env=None, block=(), cwd=None):
         "PYTHONPATH": os.pathsep.join(map(str, (root := Path(__file__).parent.parent, root / "examples"))),
         "NO_PROXY": "127.0.0.1",
     }
-    done = subprocess.run(
-        [sys.executable, "-c", prefix + code],
-        env=clean | online | settings | (env or {}),
-        cwd=cwd or home,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    env = clean | online | settings | (env or {})
+    done = warm.run(prefix + code, env=env, cwd=cwd or home, absent=block)
     assert done.returncode == 0, f"the child failed:\n{done.stdout}\n{done.stderr}"
     return done.stdout

@@ -17,6 +17,7 @@ from hf_lop.errors import CheckpointMismatchError
 from hf_lop.evaluation.comparison.compare import compare
 from hf_lop.units.configs import FORMAT, layer_widths
 from tests.conftest import build, text_batches
+from tests.helpers import logits
 
 STORED = Path(__file__).parent / "stored" / "0.1.0"
 MODELS = ("gated", "gated-bias", "fused", "conv1d", "plain_bias")
@@ -25,11 +26,6 @@ MODELS = ("gated", "gated-bias", "fused", "conv1d", "plain_bias")
 def expected(name):
     tensors = load_file(STORED / f"{name}.safetensors")
     return {key: tensors.pop(key) for key in ("input_ids", "attention_mask")}, tensors
-
-
-@torch.no_grad()
-def logits(model, inputs):
-    return model.eval()(**inputs).logits
 
 
 def close(actual, wanted):

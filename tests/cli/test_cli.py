@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 from hf_lop import LOPPruner, __version__, demo
 from hf_lop.cli import app, main
 from hf_lop.recovery.choose import RECOVERIES
+from tests.fake_pruner import fake_pruner
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +147,10 @@ def test_methods(folders, tmp_path):
         assert (facts["method"], facts["recovery"], sum(facts["widths"])) == (method, "fold", 96)
 
 
-def test_train_predictor(folders, tmp_path):
+def test_train_predictor(built, tmp_path):
     out = tmp_path / "mlp"
-    report = json.loads(run("train-predictor", folders / "pruner", "--predictor", "mlp", "--out", out, "--json"))
+    fake_pruner(built["gated"], predictor="transformer").save_pretrained(tmp_path / "pruner")
+    report = json.loads(run("train-predictor", tmp_path / "pruner", "--predictor", "mlp", "--out", out, "--json"))
     assert report["predictor"] == "mlp"
     assert json.loads(run("plan", out, "--ratio", 0.5, "--json"))["neurons_removed"] == 96
 

@@ -29,8 +29,8 @@ print(sorted({"torch", "transformers", "matplotlib", "datasets", "numpy"} & set(
 
 
 def test_help_takes_less_than_half_a_second():
-    times = []
-    for _ in range(5):  # processor time: what others do on the machine must not fail a test
+    times = [1.0]
+    while min(times) >= 0.5 and len(times) < 6:  # processor time: what others do must not fail a test
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         python("import sys; sys.argv = ['hf-lop', '--help']; from hf_lop.cli import main; main()")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)

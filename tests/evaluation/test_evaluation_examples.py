@@ -1,8 +1,6 @@
 """The examples that evaluate: the demo's table, and the paper's tables on the demo, stopped on the way and resumed."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 
@@ -13,32 +11,25 @@ from demo_benchmarks import write_benchmarks
 from hf_lop import demo
 from hf_lop.evaluation.results import Results
 from hf_lop.learning.data import model_batches
+from tests.helpers import script
 
 pytestmark = pytest.mark.slow
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_evaluate_demo(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["evaluate_demo.py", "--pictures", "6", "--ratios", "0.5"])
-    load("evaluate_demo").main()
+    script("evaluate_demo.py").main()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[:2] for line in lines[2:4]] == [["| none (dense)", "0.0%"], ["| 50%", "11.7%"]]
     assert lines[-1].startswith("24 questions of the report split, lmms-eval ")
 
 
 def test_reproduce_paper(monkeypatch, capsys, tmp_path):
-    script = load("reproduce_paper")
+    module = script("reproduce_paper.py")
     options = ["--work", tmp_path / "work", "--demo", "--pictures", 2, "--batch-size", 16, "--samples", 16]
     options += ["--search-samples", 16, "--search", "cmaes", "--evaluations", 2, "--targets", 0.3, 0.6]
     monkeypatch.setattr("sys.argv", ["reproduce_paper.py", *map(str, options)])
-    real, calls = script.evaluate, []
+    real, calls = module.evaluate, []
 
     def evaluate(*arguments, **named):
         calls.append(1)
@@ -46,12 +37,12 @@ def test_reproduce_paper(monkeypatch, capsys, tmp_path):
             raise KeyboardInterrupt
         return real(*arguments, **named)
 
-    monkeypatch.setattr(script, "evaluate", evaluate)
+    monkeypatch.setattr(module, "evaluate", evaluate)
     with pytest.raises(KeyboardInterrupt):
-        script.main()
+        module.main()
     pruner = (tmp_path / "work" / "pruner" / "model.safetensors").stat().st_mtime_ns
     assert len(list((tmp_path / "work" / "results").glob("*.json"))) == 5
-    script.main()
+    module.main()
     assert len(calls) == 1 + 1 + 3 * 4 + 1 + 2 * 3  # the stopped one; dense, Table 1, 60 % for Table 2, two predictors
     assert (tmp_path / "work" / "pruner" / "model.safetensors").stat().st_mtime_ns == pruner
     text = capsys.readouterr().out
@@ -62,9 +53,9 @@ def test_reproduce_paper(monkeypatch, capsys, tmp_path):
         "1478.07", "468.57", "82.17", "35.51", "87.47", "68.38", "9.1%",
     ]  # fmt: skip
     ours = Results.load(tmp_path / "work" / "results" / "lop-0.5.json")
-    assert published[2].startswith(f"{ours[script.MMBENCH].metrics['gpt_eval_score']:.2f} (")
+    assert published[2].startswith(f"{ours[module.MMBENCH].metrics['gpt_eval_score']:.2f} (")
     assert ours.pruning["recovery"] is None
-    script.main()
+    module.main()
     assert capsys.readouterr().out == text
     assert len(calls) == 21
 
@@ -72,7 +63,7 @@ def test_reproduce_paper(monkeypatch, capsys, tmp_path):
 def test_mmbench_as_data(tmp_path):
     """What the paper calibrates on: the questions as lmms-eval puts them, and the right letter."""
     folder = write_benchmarks(tmp_path, 2)
-    chats = load("reproduce_paper").mmbench_chats([folder])
+    chats = script("reproduce_paper.py").mmbench_chats([folder])
     assert len(chats) == 8
     (picture, text), answer = chats[0][0]["content"], chats[0][1]["content"][0]["text"]
     assert picture["image"].size == (84, 84)

@@ -1,19 +1,15 @@
 import importlib.util
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 
-BED = Path(__file__).parents[2] / "examples" / "beds" / "smollm.py"
+from tests.helpers import script
 
 
 @pytest.fixture(scope="module")
 def bed():
-    spec = importlib.util.spec_from_file_location("smollm_bed", BED)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("beds/smollm.py")
 
 
 def letters(text):

@@ -1,23 +1,16 @@
 """The speed benchmark's arithmetic, against costs counted by hand; its times are not tested."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 
 from hf_lop.units.slice import slice_units
+from tests.helpers import script
 from tests.tiny_pruned import text_model
-
-SPEED = Path(__file__).parents[2] / "examples" / "benchmarks" / "speed.py"
 
 
 @pytest.fixture(scope="module")
 def speed():
-    spec = importlib.util.spec_from_file_location("speed_benchmark", SPEED)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmarks/speed.py")
 
 
 def test_costs(speed):

@@ -184,6 +184,7 @@ def test_the_elastic_card_says_what_the_pruner_card_says():
     assert "None" not in card + without
 
 
+@pytest.mark.usefixtures("plots")
 def test_plots_of_quality(tmp_path):
     curve, config = {0.0: 0.0, 0.4: 0.02, 0.8: 0.2}, LOPConfig(**LOP)
     (one,) = plot_estimate(curve, {0.5: -0.07}, "divergence", tmp_path / "q.png").axes
@@ -249,6 +250,7 @@ def test_hostile_names_stay_data():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("plots")
 def test_a_card_of_ones_own_is_kept(tmp_path):
     config, plan = LOPConfig(**LOP), lambda ratio: [round(1000 * (1 - ratio))] * 6
     save_pruner_extras(config, plan, tmp_path, "org/first")

@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -21,8 +22,9 @@ from hf_lop.planning.budget import Budget
 from hf_lop.pruner import sizes as pulling
 from hf_lop.pruner.pruner import LOPPruner
 from hf_lop.pruner.sizes import pull
-from tests.conftest import CONFIGS, text_batches
+from tests.conftest import CONFIGS, drawing, text_batches
 from tests.fake_pruner import fake_pruner
+from tests.helpers import logits
 from tests.tiny_models import CONFIGS as TINY
 from tests.tiny_models import TEXT_ONLY, tiny_inputs, tiny_model
 
@@ -49,7 +51,8 @@ def repositories(built, tmp_path_factory):
     root, made = tmp_path_factory.mktemp("elastic"), {}
     for kind, model in built.items():
         made[kind] = random_pruner(model)
-        made[kind].make_elastic(copy.deepcopy(model)).save_pretrained(root / kind)
+        with drawing() if kind == "gated" else nullcontext():
+            made[kind].make_elastic(copy.deepcopy(model)).save_pretrained(root / kind)
     return root, made
 
 
@@ -57,11 +60,6 @@ def repositories(built, tmp_path_factory):
 def folder(repositories, tmp_path):
     """A copy of the gated one, to be damaged."""
     return shutil.copytree(repositories[0] / "gated", tmp_path / "elastic")
-
-
-@torch.no_grad()
-def logits(model, batch=None):
-    return model(**(batch or text_batches(1)[0])).logits
 
 
 def load(folder, auto=AutoModelForCausalLM, **kwargs):

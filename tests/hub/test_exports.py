@@ -23,6 +23,7 @@ from hf_lop.hub.export.uniform import widen
 from hf_lop.units.configs import layer_widths
 from hf_lop.units.kinds import find_units
 from hf_lop.units.modeling_lop import add_output_biases
+from tests.helpers import logits
 from tests.hub_server import run_python, serve
 from tests.tiny_models import tiny_inputs, tiny_model
 from tests.tiny_pruned import WIDTHS, prune_tiny, save, text_model
@@ -44,11 +45,6 @@ def picture_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exports") / "pictures"
     prune_tiny(tiny_model("qwen2_5_vl")).save_pretrained(folder)
     return folder
-
-
-def logits(model, name="llama"):
-    with torch.no_grad():
-        return model.eval()(**tiny_inputs(name)).logits
 
 
 def config_of(folder):
@@ -88,7 +84,9 @@ def test_per_layer_config_loads_through_the_hook_and_exports_again(folder, tmp_p
     hf_lop.export(folder, "per_layer_config", tmp_path / "out")
     model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values()), info
-    assert torch.equal(logits(model), logits(AutoModelForCausalLM.from_pretrained(folder)))
+    assert torch.equal(
+        logits(model, tiny_inputs("llama")), logits(AutoModelForCausalLM.from_pretrained(folder), tiny_inputs("llama"))
+    )
     hf_lop.export(tmp_path / "out", "per_layer_config", tmp_path / "again")
     assert config_of(tmp_path / "again") == config_of(tmp_path / "out")
 
@@ -97,8 +95,8 @@ def test_a_picture_model_as_per_layer_config(picture_folder, tmp_path):
     hf_lop.export(picture_folder, "per_layer_config", tmp_path / "out")
     model, info = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values()), info
-    expected = logits(AutoModelForImageTextToText.from_pretrained(picture_folder), "qwen2_5_vl")
-    assert torch.equal(logits(model, "qwen2_5_vl"), expected)
+    expected = logits(AutoModelForImageTextToText.from_pretrained(picture_folder), tiny_inputs("qwen2_5_vl"))
+    assert torch.equal(logits(model, tiny_inputs("qwen2_5_vl")), expected)
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(1, 50), st.booleans())
@@ -138,7 +136,7 @@ def test_uniform_loads_in_plain_transformers(kind, tmp_path):
     model, widths = prune_tiny(tiny_model(kind), [80, 40, 17, 64]), [80, 40, 17, 64]
     model.save_pretrained(tmp_path / "model")
     written = hf_lop.export(tmp_path / "model", "uniform", tmp_path / "out")
-    torch.save({"inputs": tiny_inputs(kind), "logits": logits(model, kind)}, tmp_path / "expected.pt")
+    torch.save({"inputs": tiny_inputs(kind), "logits": logits(model, tiny_inputs(kind))}, tmp_path / "expected.pt")
     auto = "AutoModelForCausalLM" if kind == "qwen2" else "AutoModelForImageTextToText"
     code = STOCK.format(folder=str(tmp_path / "out"), auto=auto, expected=str(tmp_path / "expected.pt"))
     error, width, parameters = run_python(code, home=tmp_path / "home", block=("hf_lop", "wrapt")).split()

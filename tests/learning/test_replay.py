@@ -1,6 +1,5 @@
 """Replay at the decoder's door: equal predictions on families with images, one run of the vision tower per batch."""
 
-import copy
 import logging
 
 import pytest
@@ -9,24 +8,14 @@ import torch
 from hf_lop.errors import InvalidInputError
 from hf_lop.learning.decoder.layers import LayerRuns, layer_of
 from hf_lop.learning.decoder.replay import predictions, record_batches
-from hf_lop.units.slice import prunable_units, slice_units
+from hf_lop.units.slice import prunable_units
 from hf_lop.units.views import ElasticModel, shadow
 from tests.conftest import text_batches
 from tests.families import MULTIMODAL, build, text_inputs
+from tests.helpers import cut, orders
 from tests.tiny_models import CONFIGS, TEXT_ONLY, tiny_inputs, tiny_model
 
 WIDTHS = ([96, 40, 17, 64], [1, 1, 1, 1], [95, 33, 96, 2])
-
-
-def orders(model, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randperm(unit.count, generator=generator) for unit in prunable_units(model)]
-
-
-def cut(model, order, widths):
-    pruned = copy.deepcopy(model)
-    slice_units(pruned, [indices[:width] for indices, width in zip(order, widths, strict=True)])
-    return pruned
 
 
 def labelled(batch):

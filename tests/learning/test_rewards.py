@@ -1,6 +1,5 @@
 """Rewards against slow references on really pruned models, and single-layer probes against masked models."""
 
-import copy
 import math
 
 import numpy as np
@@ -13,24 +12,14 @@ from hf_lop.learning.decoder.replay import record_batches
 from hf_lop.learning.divergence import TOP, DenseTop
 from hf_lop.learning.probes import probe_layers
 from hf_lop.learning.rewards import REWARDS, Reward, Score, reward_name, scorer
-from hf_lop.units.slice import masking, prunable_units, slice_units
+from hf_lop.units.slice import masking, prunable_units
 from hf_lop.units.views import ElasticModel
 from tests.conftest import slow, text_batches
 from tests.families import build, text_inputs
+from tests.helpers import cut, orders
 from tests.tiny_models import tiny_inputs, tiny_model
 
 WIDTHS = [48, 31, 17, 5]
-
-
-def orders(model):
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randperm(unit.count, generator=generator) for unit in prunable_units(model)]
-
-
-def cut(model, order, widths):
-    pruned = copy.deepcopy(model)
-    slice_units(pruned, [indices[:width] for indices, width in zip(order, widths, strict=True)])
-    return pruned
 
 
 def answered(batches, seed=5):

@@ -13,6 +13,7 @@ from hf_lop.cli import app, main
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from tests.conftest import CONFIGS, text_batches
 from tests.fake_pruner import fake_pruner
+from tests.helpers import logits
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +22,6 @@ def repositories(built, tmp_path_factory):
     for kind in ("gated", "fused", "conv1d"):
         fake_pruner(built[kind], sketch_rows=0).make_elastic(copy.deepcopy(built[kind])).save_pretrained(root / kind)
     return root
-
-
-@torch.no_grad()
-def logits(model):
-    return model(**text_batches(1)[0], use_cache=False).logits
 
 
 def storages(model):

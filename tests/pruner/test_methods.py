@@ -18,11 +18,7 @@ from hf_lop.units.kinds import find_units
 from hf_lop.units.slice import masking
 from tests.conftest import text_batches
 from tests.families import build
-
-
-def logits(model, batch):
-    with torch.inference_mode():
-        return model(**batch).logits
+from tests.helpers import logits
 
 
 def rules(method, pruner, model):

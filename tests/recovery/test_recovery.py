@@ -13,6 +13,7 @@ from hf_lop.recovery.moments import second_moments
 from hf_lop.units.slice import output_weight, prunable_units, slice_units
 from tests.conftest import CONFIGS, slow, text_batches
 from tests.families import build, text_inputs
+from tests.helpers import random_kept
 from tests.tiny_models import tiny_inputs, tiny_model
 
 ONE = 4 * 48**2  # bytes of one layer's second moments
@@ -40,8 +41,7 @@ def activations(model, batches):
 
 
 def some_kept(units, count=30, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randperm(unit.count, generator=generator)[: count + i] for i, unit in enumerate(units)]
+    return random_kept(units, [count + i for i in range(len(units))], seed)
 
 
 @pytest.mark.parametrize("memory", [ONE, 2 * ONE, 3 * ONE, 2**32])

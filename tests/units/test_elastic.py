@@ -7,27 +7,11 @@ import torch
 from torch import nn
 
 from hf_lop.errors import InvalidInputError, UnsupportedModelError
-from hf_lop.units.slice import prunable_units, slice_units
 from hf_lop.units.views import ElasticModel, shadow
 from tests.conftest import CONFIGS, text_batches
+from tests.helpers import cut, logits, orders
 
 WIDTHS = [48, 31, 17, 1]
-
-
-def orders(model, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randperm(unit.count, generator=generator) for unit in prunable_units(model)]
-
-
-def cut(model, order, widths):
-    pruned = copy.deepcopy(model)
-    slice_units(pruned, [indices[:width] for indices, width in zip(order, widths, strict=True)])
-    return pruned
-
-
-@torch.no_grad()
-def logits(model, batch):
-    return model(**batch, use_cache=False).logits
 
 
 def traces(model):

@@ -13,18 +13,9 @@ from hf_lop.units.kinds import find_units
 from hf_lop.units.measure import measure_size
 from hf_lop.units.slice import masking, output_weight, prunable_units, slice_units
 from tests.conftest import CONFIGS, SMALL, text_batches
+from tests.helpers import logits, random_kept
 
 WIDTHS = [48, 20, 7, 31]
-
-
-def kept_neurons(units, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randperm(f.count, generator=generator)[:k] for f, k in zip(units, WIDTHS, strict=True)]
-
-
-def logits(model, batch):
-    with torch.inference_mode():
-        return model(**batch).logits
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -38,7 +29,7 @@ class TestEveryKindOfFFN:
     def test_pruned_equals_masked_dense_model(self, built, batches, kind):
         model = copy.deepcopy(built[kind])
         units = find_units(model)
-        kept = kept_neurons(units)
+        kept = random_kept(units, WIDTHS)
         with masking(model, units, kept):
             masked = logits(model, batches[0])
         assert torch.equal(logits(model, batches[0]), logits(built[kind], batches[0]))  # the mask is gone again
@@ -50,7 +41,7 @@ class TestEveryKindOfFFN:
 
     def test_save_and_reload_is_exact(self, built, batches, kind, tmp_path):
         model = copy.deepcopy(built[kind])
-        slice_units(model, kept_neurons(find_units(model)))
+        slice_units(model, random_kept(find_units(model), WIDTHS))
         model.save_pretrained(tmp_path)
         reloaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
         assert not any(info.values())
@@ -213,7 +204,7 @@ def test_size_predicts_the_pruned_model(built, kind):
     units = find_units(model)
     size = measure_size(model, units)
     assert size.parameters == model.num_parameters()
-    slice_units(model, kept_neurons(units))
+    slice_units(model, random_kept(units, WIDTHS))
     cut = measure_size(model, find_units(model))
     assert size.parameters_at(WIDTHS) == cut.parameters == model.num_parameters()
     assert size.bytes_at(WIDTHS) == cut.num_bytes == sum(p.nbytes for p in model.parameters())

@@ -23,6 +23,7 @@ from hf_lop.units.unit import Slot, entries, resized, runs, take
 from hf_lop.units.views import ElasticModel
 from tests.conftest import text_batches
 from tests.fake_pruner import fake_pruner
+from tests.helpers import logits, random_kept
 from tests.units.kv_groups import find_kv_groups
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "pad_token_id": 0}
@@ -55,16 +56,6 @@ def model(kv_groups):
     return made
 
 
-@torch.no_grad()
-def logits(model, batch):
-    return model(**batch, use_cache=False).logits
-
-
-def drawn(units, counts=COUNTS):
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randperm(u.count, generator=generator)[:k] for u, k in zip(units, counts, strict=True)]
-
-
 def test_what_is_found(model):
     units = find_units(model)
     assert [(unit.kind, unit.count, unit.block) for unit in units] == [("kv_groups", 4, 8)] * 4
@@ -77,7 +68,7 @@ def test_what_is_found(model):
 
 def test_pruned_equals_masked(model):
     batch, units = text_batches(1, padded=True)[0], find_units(model)
-    kept = drawn(units)
+    kept = random_kept(units, COUNTS, seed=1)
     with masking(model, units, kept):
         masked = logits(model, batch)
     dense = logits(model, batch)
@@ -95,7 +86,7 @@ def test_pruned_equals_masked(model):
 
 def test_saved_and_reloaded(model, tmp_path):
     batch = text_batches(1)[0]
-    slice_units(model, drawn(find_units(model)))
+    slice_units(model, random_kept(find_units(model), COUNTS, seed=1))
     model.save_pretrained(tmp_path / "once")
     pruned = logits(model, batch)
     for step in ("once", "twice"):
@@ -108,7 +99,7 @@ def test_saved_and_reloaded(model, tmp_path):
 
 
 def test_a_unit_that_is_not_known_is_refused_by_name(model, tmp_path, monkeypatch):
-    slice_units(model, drawn(find_units(model)))
+    slice_units(model, random_kept(find_units(model), COUNTS, seed=1))
     model.save_pretrained(tmp_path)
     monkeypatch.delitem(kinds.KINDS, "kv_groups")
     with pytest.raises(CheckpointMismatchError, match="'kv_groups', which this version"):
