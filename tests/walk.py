@@ -1,7 +1,6 @@
 """What pruning does to every model type of transformers: prunes and reloads, is refused, or cannot be built here."""
 
 import copy
-import functools
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,9 +26,8 @@ class Outcome:
     reason: str = ""
 
 
-@functools.cache
-def walk(model_type: str) -> Outcome:
-    """Build, prune, save and reload one type; once per process."""
+def walk(model_type: str, keep: Callable[[PreTrainedModel, Inputs], None] | None = None) -> Outcome:
+    """Build, prune, save and reload one type; a pruned model that passed is shown to `keep` with its inputs."""
     try:
         model = build(model_type)
         inputs = text_inputs(model)
@@ -48,6 +46,8 @@ def walk(model_type: str) -> Outcome:
         if not reloads_dense(model_type, inputs):
             return Outcome(model_type, "unbuildable", "transformers does not reload the dense model it saved")
         return Outcome(model_type, "fails", _line(error))
+    if keep:
+        keep(model, inputs)
     return Outcome(model_type, "prunes")
 
 

@@ -1,5 +1,6 @@
 """Pruning and reloading over model families: eleven with images, and every type that transformers has."""
 
+import dataclasses
 import json
 import os
 import re
@@ -10,15 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from filelock import FileLock
 
 from hf_lop.hub.save.extras import auto_map
-from hf_lop.units.kinds import find_units
 from hf_lop.units.ship import remote_code
-from hf_lop.units.slice import slice_units
 from tests.families import MULTIMODAL, TEXT, build, text_inputs
 from tests.support_table import render, section, short_reason
 from tests.tiny_models import CONFIGS, tiny_inputs, tiny_model
-from tests.walk import check, irregular, loaders, logits, walk
+from tests.walk import Outcome, check, loaders, logits, walk
 
 REASONS = {
     "is a mixture of experts",
@@ -48,39 +48,32 @@ def test_all_widths_equal_to_the_hidden_size():
     check(model, inputs, logits(model, inputs), lambda dense: [64] * len(dense))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model_type", [*MULTIMODAL, *TEXT])
-def test_every_type_prunes_or_says_why_not(model_type):
-    outcome = walk(model_type)
-    assert outcome.group in ("prunes", "refused", "unbuildable"), outcome.reason
-    if outcome.group == "refused":
-        assert short_reason(outcome).removeprefix("a decoder layer ") in REASONS
+@pytest.fixture(scope="session")
+def walked(tmp_path_factory):
+    """The folder of what the walks of this test run leave, for all of its processes."""
+    folder = tmp_path_factory.getbasetemp()
+    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "walked"
 
 
-@pytest.mark.slow
-def test_enough_types_prune():
-    assert sum(walk(name).group == "prunes" for name in MULTIMODAL) >= 70
-    assert sum(walk(name).group == "prunes" for name in TEXT) >= 100
+@pytest.fixture(scope="session")
+def outcome(walked):
+    """A model type's outcome. Whichever process asks first walks it and keeps the pruned model with its remote code."""
+
+    def of(model_type):
+        folder = walked / model_type.replace("-", "_")
+        folder.mkdir(parents=True, exist_ok=True)
+        written = folder / "outcome.json"
+        with FileLock(folder / "lock"):
+            if not written.exists():
+                found = walk(model_type, lambda *pruned: save_with_code(*pruned, folder))
+                written.write_text(json.dumps(dataclasses.asdict(found)))
+        return Outcome(**json.loads(written.read_text()))
+
+    return of
 
 
-@pytest.mark.slow
-def test_the_guide_lists_what_the_walk_found():
-    pytest.importorskip("timm")
-    pytest.importorskip("scipy")
-    table = section(GUIDE.read_text(encoding="utf-8"))
-    assert table is not None
-    written = re.search(r"transformers ([\d.]+)", table)
-    if written and written[1] != transformers.__version__:
-        pytest.skip(f"the section was written with transformers {written[1]}")
-    assert table == render([walk(name) for name in [*MULTIMODAL, *TEXT]])
-
-
-def save_with_code(model_type, folder):
+def save_with_code(model, inputs, folder):
     """Save a pruned model with its remote code, and what a load must give; without an auto class there is no such load."""
-    model = build(model_type)
-    inputs = text_inputs(model)
-    widths = irregular([unit.count for unit in find_units(model)])
-    slice_units(model, [torch.arange(width) for width in widths])
     autos = [loader.__name__ for loader in loaders(model)[1:]]
     if autos:
         model.save_pretrained(folder)
@@ -93,14 +86,40 @@ def save_with_code(model_type, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model_type", [*MULTIMODAL, *TEXT])
+def test_every_type_prunes_or_says_why_not(model_type, outcome):
+    found = outcome(model_type)
+    assert found.group in ("prunes", "refused", "unbuildable"), found.reason
+    if found.group == "refused":
+        assert short_reason(found).removeprefix("a decoder layer ") in REASONS
+
+
+@pytest.mark.slow
+def test_enough_types_prune(outcome):
+    assert sum(outcome(name).group == "prunes" for name in MULTIMODAL) >= 70
+    assert sum(outcome(name).group == "prunes" for name in TEXT) >= 100
+
+
+@pytest.mark.slow
+def test_the_guide_lists_what_the_walk_found(outcome):
+    pytest.importorskip("timm")
+    pytest.importorskip("scipy")
+    table = section(GUIDE.read_text(encoding="utf-8"))
+    assert table is not None
+    written = re.search(r"transformers ([\d.]+)", table)
+    if written and written[1] != transformers.__version__:
+        pytest.skip(f"the section was written with transformers {written[1]}")
+    assert table == render([outcome(name) for name in [*MULTIMODAL, *TEXT]])
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_every_type_loads_with_remote_code_alone(tmp_path):
+def test_every_type_loads_with_remote_code_alone(outcome, walked, tmp_path):
     for model_type in [*MULTIMODAL, *TEXT]:
-        if walk(model_type).group == "prunes":
-            save_with_code(model_type, tmp_path / model_type.replace("-", "_"))
+        outcome(model_type)
     script = Path(__file__).parents[1] / "remote_loading.py"
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""}
-    command = [sys.executable, str(script), str(tmp_path)]
+    command = [sys.executable, str(script), str(walked)]
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert len(list(tmp_path.glob("*/expected.pt"))) > 150
+    assert len(list(walked.glob("*/expected.pt"))) > 150
     assert json.loads(run.stdout.splitlines()[-1]) == {}
