@@ -24,16 +24,27 @@ SPAWN = multiprocessing.get_context("forkserver")
 SPAWN.set_forkserver_preload(READY)
 
 
-def run(code, *, env, cwd, absent=(), timeout=280):
-    """Run code as `python -c` would, with these environment variables alone.
+def start(code, *arguments, env=None, cwd=None, files=(os.devnull, os.devnull), absent=()):
+    """Start what `python -c code arguments` would, with these environment variables or one's own.
+
+    Returns:
+        `Process`: with `join`, `kill` and `exitcode`; what it prints goes to the two files.
+    """
+    given = (code, [str(argument) for argument in arguments], dict(env or os.environ), str(cwd or Path.cwd()))
+    child = SPAWN.Process(target=_child, args=(*given, [str(file) for file in files], absent))
+    child.start()
+    return child
+
+
+def run(code, *arguments, timeout=280, **options):
+    """Let it end; the result has what it printed.
 
     Raises:
         TimeoutExpired: it took too long, and was killed.
     """
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("out", "err")]
-        child = SPAWN.Process(target=_child, args=(code, env, str(cwd), [str(file) for file in files], absent))
-        child.start()
+        child = start(code, *arguments, files=files, **options)
         child.join(timeout)
         if child.exitcode is None:
             child.kill()
@@ -42,7 +53,7 @@ def run(code, *, env, cwd, absent=(), timeout=280):
         return CompletedProcess(code, child.exitcode, *(file.read_text() for file in files))
 
 
-def _child(code, env, cwd, files, absent):
+def _child(code, arguments, env, cwd, files, absent):
     for file, stream in zip(files, (sys.stdout, sys.stderr), strict=True):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), stream.fileno())
     early = {"transformers", "huggingface_hub", "hf_lop", *absent} & set(sys.modules)
@@ -50,8 +61,8 @@ def _child(code, env, cwd, files, absent):
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
-    sys.path[:0] = ["", *env.get("PYTHONPATH", "").split(os.pathsep)]
-    sys.argv = ["-c"]
+    sys.path[:0] = ["", *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
+    sys.argv = ["-c", *arguments]
     __import__("torch").set_num_threads(1)
     sys.modules["__main__"] = main = ModuleType("__main__")
     exec(compile(code, "<string>", "exec"), main.__dict__)

@@ -14,26 +14,24 @@ from demo_benchmarks import write_benchmarks
 
 from hf_lop import LOPPruner, demo, evaluate
 from hf_lop.hub.read.load import load_model, load_processor
+from tests import warm
 from tests.tiny_repo import build_repo, question
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
+MODULE = "import runpy, sys; del sys.argv[0]; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
 
 
 def launch(module, *arguments, processes=1):
     """Run a module, return what it printed and wrote to stderr."""
-    several = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
-    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
-    child = subprocess.run(
-        [sys.executable, *several, "-m", module, *map(str, arguments)],
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-    )
+    environment["OMP_NUM_THREADS"] = "1"
+    if processes == 1:
+        child = warm.run(MODULE, module, *arguments, env=environment)
+    else:
+        several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m", module]
+        command = [sys.executable, *several, *map(str, arguments)]
+        child = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=280)
     assert child.returncode == 0, child.stdout + child.stderr
     return child.stdout + child.stderr
 

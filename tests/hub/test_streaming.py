@@ -3,9 +3,6 @@
 import json
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
@@ -25,6 +22,7 @@ from hf_lop.errors import CheckpointMismatchError, InfeasibleBudgetError, Invali
 from hf_lop.hub.read.safetensors import Place
 from hf_lop.hub.write.staging import Staging
 from hf_lop.hub.write.tensors import Cutter, SavedTensor, layout
+from tests import warm
 from tests.conftest import build
 from tests.fake_pruner import fake_pruner
 from tests.hub_server import File, Repository, run_python, serve
@@ -310,17 +308,17 @@ def test_killed_at_any_moment(demo_pruner, tmp_path, seed):
         "--ratio",
         "0.3",
     ]
-    command = [sys.executable, "-c", KILLED, *arguments, "--stream"]
     start, killed = time.monotonic(), 0
     while True:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = warm.start(KILLED, *arguments, "--stream")
         if killed < 6:
             partial = tmp_path / ".out.partial"
-            while process.poll() is None and not partial.exists():
+            while process.exitcode is None and not partial.exists():
                 time.sleep(0.005)
             time.sleep(chance.uniform(0, 0.6))
-            process.send_signal(signal.SIGKILL)
-        if process.wait() == 0:
+            process.kill()
+        process.join()
+        if process.exitcode == 0:
             break
         killed += 1
         assert not out.exists() or differences(tmp_path / "memory" / "out", out) == []
