@@ -103,9 +103,8 @@ def _check_ordinary(name: str, config: PreTrainedConfig, shards: Shards) -> None
             f"{name} is quantised, and packed weights cannot be cut by neuron. Prune the unquantised model, then quantise "
             "the pruned one."
         )
-    unusual = [
-        file for file in ("adapter_config.json", *type(config).extra_files) if shards.files.size(file) is not None
-    ]
+    extra_files = getattr(type(config), "extra_files", ())  # the older transformers has none
+    unusual = [file for file in ("adapter_config.json", *extra_files) if shards.files.size(file) is not None]
     if getattr(config, "transformers_weights", None) is not None:
         unusual.append("transformers_weights in config.json")
     if unusual:
