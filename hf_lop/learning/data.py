@@ -32,7 +32,7 @@ def read_rows(source: str, *, split: str = "train") -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise MissingDependencyError('Reading data needs datasets. Run: pip install datasets') from error
+        raise MissingDependencyError("Reading data needs datasets. Run: pip install datasets") from error
     path = Path(source)
     builders = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
     if path.suffix in builders:
