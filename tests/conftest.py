@@ -24,6 +24,12 @@ settings.register_profile("suite", deadline=None, derandomize=True)  # a busy ma
 settings.load_profile("suite")
 torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
 
+
+def pytest_collection_modifyitems(items):
+    """The longest first, which have time limits of their own: at the end one process would wait for them."""
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+
+
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "pad_token_id": 0}
 CONFIGS = {
     "gated": LlamaConfig(intermediate_size=48, num_key_value_heads=2, bos_token_id=1, eos_token_id=2, **SMALL),

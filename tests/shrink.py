@@ -6,6 +6,7 @@ need values no rule can guess; `FIXES` holds those.
 """
 
 import re
+from copy import deepcopy
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -114,9 +115,20 @@ def text_config_path(config: PreTrainedConfig) -> tuple[str, ...]:
     return ()
 
 
+PARTS = {
+    "vision-encoder-decoder": {
+        "encoder": {"model_type": "vit"},
+        "decoder": {"model_type": "bert", "is_decoder": True, "add_cross_attention": True},
+    }
+}
+
+
 def tiny_config(model_type: str) -> PreTrainedConfig:
     """The default config of a model type, shrunk: four text layers, two layers in every other tower."""
-    config = AutoConfig.for_model(model_type)
+    try:
+        config = AutoConfig.for_model(model_type)
+    except ValueError:  # an older transformers has no default parts for it
+        config = AutoConfig.for_model(model_type, **deepcopy(PARTS[model_type]))
     tiny = _Shrinker().shrink(config.to_dict(), LAYERS, text_config_path(config))
     _update(tiny, FIXES.get(model_type, {}))
     return type(config).from_dict(tiny)

@@ -136,7 +136,7 @@ def tasks(tmp_path_factory):
         .replace("task: pope", "task: pope_empty")
         .replace("pope.parquet", "0.parquet")
     )
-    demo.load_data("report", 1).select([]).to_parquet(folder / "0.parquet")
+    demo.load_data("report", 1).select([]).to_parquet(folder / "0.parquet", batch_size=1)
     (folder / "empty.yaml").write_text(empty)
     text = (folder / "pope.yaml").read_text().replace("task: pope", "task: pope_missing")
     (folder / "missing.yaml").write_text(text.replace("dataset_path: parquet", "dataset_path: org/no-such-dataset"))

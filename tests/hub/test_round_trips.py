@@ -236,7 +236,7 @@ def lora(loader, tmp):
 def int8(loader, tmp):
     from torchao.quantization import Int8WeightOnlyConfig
 
-    model = loader.load(quantization_config=TorchAoConfig(Int8WeightOnlyConfig()))
+    model = loader.load(quantization_config=TorchAoConfig(Int8WeightOnlyConfig(version=2)))
     assert tuple(layers(model)[1].mlp.gate_proj.weight.shape) == (WIDTHS[1], 64)
     assert type(layers(model)[1].mlp.gate_proj.weight).__name__ != "Parameter"
     model.save_pretrained(tmp)
