@@ -305,9 +305,8 @@ def test_two_processes_make_the_pruner_of_one(tmp_path):
         assert all(torch.equal(value, found.state_dict()[name]) for name, value in expected.state_dict().items())
         # Each has half of the pictures, and one more to see how its recordings can be replayed.
         shares = [calls[rank][index]["pictures"] for rank in range(2)]
-        recordings = 1 if search == "additive" else 2  # for the probes, and for the search
-        assert alone[index]["pictures"] == 4 * (1 + recordings)
-        assert shares == [2 * (1 + recordings), 2 * (1 + recordings) + recordings]
+        assert alone[index]["pictures"] == 4 * 2  # calibration, and one recording for the probes and the search
+        assert shares == [2 * 2, 2 * 2 + 1]
         assert all(calls[rank][index]["runs"] <= 0.6 * alone[index]["runs"] for rank in range(2))
     files = sorted(path.name for path in (tmp_path / "mcts.journal").iterdir())
     assert files == ["evaluations-00000.jsonl", "probes.json", "seconds.json"]

@@ -136,7 +136,7 @@ def test_four_bits_keep_the_products(half, width, seed, size):
     assert not again[:, 0].any()
     unit = directions.double().square().sum(0).sqrt().clamp_min(1e-300)
     off = (again.double().T @ again.double() - directions.double().T @ directions.double()) / unit / unit[:, None]
-    assert off.abs().max() < 0.2
+    assert off.abs().max() < max(0.2, 1.6 / rows**0.5)  # few numbers that are cut off at 2.7 sigma weigh more
     assert float(off.abs().mean()) < 0.06
 
 

@@ -249,7 +249,7 @@ def test_probes_after_recovery_are_kept_apart_in_the_journal(built, tmp_path):
     first = LOPPruner.fit(built["gated"], calibration, text_batches(1, seed=1), recover="sketch", **options)
     again = LOPPruner.fit(built["gated"], calibration, text_batches(1, seed=1), recover="sketch", **options)
     assert first.config.probes == again.config.probes
-    with pytest.raises(InvalidInputError, match="another recovery"):
+    with pytest.raises(InvalidInputError, match='recovery was "sketch" and is now absent'):
         LOPPruner.fit(built["gated"], calibration, text_batches(1, seed=1), **options)
 
 
