@@ -83,6 +83,7 @@ def make(work: Path, layers: int) -> None:
             base_model_type="qwen2_5_vl",
             base_dtype="bfloat16",
             base_size={key: getattr(size, key) for key in type(size).__slots__},
+            calibration={"search": "additive"},  # whose plans the table stands for
             search_table=table,
             max_ratio=0.3,
             sketch_rows=128,
@@ -139,7 +140,7 @@ def measure(work: Path, layers: int, repeats: int) -> dict[str, object]:
             copies.append(copy(base, work))
             forget(base)
             command = [sys.executable, "-m", "hf_lop", "prune", str(base), "--pruner", str(work / "pruner")]
-            options = ["--ratio", "0.3", "--method", "table", "--out", str(out), "--stream", "--recover", recover]
+            options = ["--ratio", "0.3", "--method", "additive", "--out", str(out), "--stream", "--recover", recover]
             found.append(run(command + options))
             written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
             shutil.rmtree(out)

@@ -39,9 +39,7 @@ def prune(
     round_to: RoundTo = 1,
     method: Annotated[
         str,
-        typer.Option(
-            help="lop (predicted); table, additive, mcts, cmaes (searched); uniform, magnitude, wanda, flap."
-        ),
+        typer.Option(help="lop (predicted); additive, mcts, cmaes (searched); uniform, magnitude, wanda, flap."),
     ] = "lop",
     recover: Annotated[
         str,

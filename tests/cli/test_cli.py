@@ -1,4 +1,6 @@
 import json
+import re
+from inspect import signature
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -6,6 +8,8 @@ from typer.testing import CliRunner
 
 from hf_lop import LOPPruner, __version__, demo
 from hf_lop.cli import app, main
+from hf_lop.cli.prune import prune
+from hf_lop.pruner.methods import METHODS
 from hf_lop.recovery.choose import RECOVERIES
 from tests.fake_pruner import fake_pruner
 
@@ -59,6 +63,12 @@ def test_inspect(folders):
     assert facts["parameters"]["ffn"] == 4 * 3 * 32 * 48
     assert facts["parameters"]["total"] == AutoModelForCausalLM.from_pretrained(folders / "dense").num_parameters()
     assert "can be pruned: yes" in run("inspect", folders / "dense")
+
+
+def test_help_names_the_methods_there_are():
+    (option,) = [option for option in signature(prune).parameters.values() if option.name == "method"]
+    named = re.findall(r"[a-z]+", re.sub(r"\(.*?\)", "", option.annotation.__metadata__[0].help))
+    assert sorted(named) == sorted(METHODS)
 
 
 def test_plan(folders, pruner, tmp_path):
