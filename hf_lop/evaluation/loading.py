@@ -7,6 +7,8 @@ from transformers import PreTrainedModel
 
 from hf_lop.errors import InvalidInputError
 from hf_lop.hub.read.load import load_model, load_processor
+from hf_lop.planning.budget import Budget
+from hf_lop.planning.plan import check_feasible
 
 # lmms-eval's own wrapper scales images to these limits; with the processor's wider ones, scores would not compare.
 PIXELS = {"qwen2_5_vl": (256 * 28 * 28, 1605632)}
@@ -51,7 +53,7 @@ def load_evaluated(
         from hf_lop.pruner.pruner import LOPPruner
 
         loaded_pruner = LOPPruner.from_pretrained(pruner)
-        loaded_pruner.plan(ratio)  # refuses a bad ratio before the model is fetched
+        check_feasible(loaded_pruner.config.size, Budget.of(ratio))  # before the model is fetched
     if isinstance(model, str | Path):
         source = str(model)
         model = load_model(source, **hub, **kwargs)

@@ -184,17 +184,15 @@ class Reward:
             InvalidInputError: if there is not one width per layer, each in [1, dense width].
         """
         samples = [entry for share in self._processes.gather(lambda: self._share(widths)) for entry in share]
-        sums, weights = (np.concatenate(values) for values in zip(*samples, strict=True))
-        return _ratio(sums, weights)
+        return joined(samples)
 
     def _share(self, widths: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return the value and the weight of every sample of this process, per batch."""
         self.elastic.set_widths(widths)
         kind, found = REWARDS[self.kind], []
         for entry, dense in zip(self.recorded, self._dense, strict=True):
-            values = kind.values(self._log_q(entry), entry.target, dense).double()
-            shares, counts = _by_sample(values, entry.sample, kind.join)
-            found.append((shares, counts if kind.join == "mean" else np.ones(len(shares))))
+            values = kind.values(self._log_q(entry), entry.target, dense)
+            found.append(by_sample(values, entry.sample, kind.join))
         return found
 
     def _log_q(self, entry: Recorded) -> torch.Tensor:
@@ -254,12 +252,19 @@ def _with_targets(recorded: Sequence[Recorded]) -> list[Recorded]:
     return [entry for entry in known if len(entry.target)]
 
 
-def _by_sample(values: torch.Tensor, sample: torch.Tensor, join: str) -> tuple[np.ndarray, np.ndarray]:
-    """Join values `[K]` by sample `[K]` (their sum, or their minimum), and count them."""
+def by_sample(values: torch.Tensor, sample: torch.Tensor, join: str) -> tuple[np.ndarray, np.ndarray]:
+    """Join values `[K]` by sample `[K]`, see [`RewardKind`]; return the value and the weight of each sample `[S] float64`."""
     index, counts = sample.unique(return_inverse=True, return_counts=True)[1:]
-    shares = values.new_zeros(len(counts))
-    shares = shares.scatter_reduce(0, index, values, "amin" if join == "all" else "sum", include_self=False)
-    return shares.cpu().numpy(), counts.cpu().numpy()
+    shares = values.new_zeros(len(counts), dtype=torch.float64)
+    shares.scatter_reduce_(0, index, values.double(), "amin" if join == "all" else "sum", include_self=False)
+    weights = counts.double() if join == "mean" else torch.ones_like(shares)
+    return shares.cpu().numpy(), weights.cpu().numpy()
+
+
+def joined(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Score:
+    """Return the score of samples, given the values and weights that [`by_sample`] found in parts of them."""
+    sums, weights = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return _ratio(sums, weights)
 
 
 def _ratio(sums: np.ndarray, weights: np.ndarray) -> Score:

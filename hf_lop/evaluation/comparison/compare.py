@@ -23,7 +23,7 @@ from hf_lop.learning.data import IGNORED, fingerprint
 from hf_lop.learning.decoder.replay import record_batches
 from hf_lop.learning.divergence import DenseTop
 from hf_lop.learning.processes import launched
-from hf_lop.learning.rewards import REWARDS, Score, _by_sample, _ratio
+from hf_lop.learning.rewards import REWARDS, Score, by_sample, joined
 from hf_lop.planning.budget import Budget
 from hf_lop.planning.plan import Plan
 from hf_lop.pruner.fit import Batches
@@ -94,11 +94,12 @@ def compare(
         pruner.config.check_fits(model, size, strict=False)
         if "sketch" in recover:
             choose_recovery("sketch", data=False, sketch=pruner.config.sketch_rows > 0)
-    _check_unseen(pruners, report, data)
+    report_print = fingerprint(report)
+    _check_unseen(pruners, report, report_print, data)
     settings = {
         "model": {"type": model.config.model_type, **size.to_dict()},
         "weights": fingerprint([{"last output projection": output_weight(model, units[-1])}]),
-        "report_sha256": fingerprint(report),
+        "report_sha256": report_print,
         "recovery_sha256": fingerprint(data) if data else None,
         "pruners": [_identity(pruner) for pruner in pruners],
         "rewards": list(rewards),
@@ -258,11 +259,9 @@ class _Judge:
             known = entry.target != IGNORED
             for kind, found in shares.items():
                 counts = torch.ones_like(known) if kind == "divergence" else known
-                values = REWARDS[kind].values(log_q, entry.target.clamp_min(0), dense)[counts].double()
-                sums, weights = _by_sample(values, entry.sample[counts], REWARDS[kind].join)
-                found.append((sums, weights if REWARDS[kind].join == "mean" else np.ones(len(sums))))
-        joined = {kind: [np.concatenate(part) for part in zip(*found, strict=True)] for kind, found in shares.items()}
-        return {kind: _ratio(sums, weights) for kind, (sums, weights) in joined.items()}
+                values = REWARDS[kind].values(log_q, entry.target.clamp_min(0), dense)[counts]
+                found.append(by_sample(values, entry.sample[counts], REWARDS[kind].join))
+        return {kind: joined(found) for kind, found in shares.items()}
 
 
 def check_arguments(
@@ -296,15 +295,17 @@ def check_arguments(
 
 
 def _check_unseen(
-    pruners: Sequence[LOPPruner], report: Sequence[Mapping[str, Any]], data: Sequence[Mapping[str, Any]]
+    pruners: Sequence[LOPPruner],
+    report: Sequence[Mapping[str, Any]],
+    report_print: str,
+    data: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Refuse report batches that calibration, search or recovery used."""
-    print_ = fingerprint(report)
+    """Refuse report batches, given with their fingerprint, that calibration, search or recovery used."""
     for seed, pruner in enumerate(pruners):
         for use in ("calibration", "search"):
-            if (pruner.config.calibration or {}).get(f"{use}_sha256") == print_:
+            if (pruner.config.calibration or {}).get(f"{use}_sha256") == report_print:
                 raise InvalidInputError(
-                    f"The report batches are the {use} data of pruner {seed} (fingerprint {print_}), so they would flatter "
+                    f"The report batches are the {use} data of pruner {seed} (fingerprint {report_print}), so they would flatter "
                     "it. Pass data that no pruner has seen."
                 )
     if {fingerprint([batch]) for batch in report} & {fingerprint([batch]) for batch in data}:
