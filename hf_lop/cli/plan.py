@@ -22,7 +22,7 @@ def plan(
     plot: Annotated[Path | None, typer.Option(help="Write the plan as a PNG.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the width of every layer for one budget; needs the pruner only, no model."""
+    """Show the width of every layer for a budget; needs the pruner only, no model."""
     from hf_lop.pruner.pruner import LOPPruner
 
     made: Plan = LOPPruner.from_pretrained(pruner).plan(

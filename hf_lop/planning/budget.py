@@ -138,7 +138,7 @@ def project(
     if budget < price @ lowest:
         raise infeasible(budget, float(price @ lowest))
     # Real widths n_l clip(1 - r_l + t, floor, 1) that cost the budget exactly, then rounded down to blocks.
-    wanted = _water_fill(keep, lowest / dense, price * dense, float(budget)) * dense
+    wanted = water_fill(keep, lowest / dense, price * dense, float(budget)) * dense
     widths = np.maximum(wanted.astype(np.int64) // block * block, lowest)
     widths = np.where(wanted >= dense, dense, widths)
     remaining = float(budget - price @ widths)
@@ -228,7 +228,7 @@ def parse_bytes(size: str | float) -> int:
     return round(value)
 
 
-def _water_fill(keep: Floats, floor: Floats, weights: Floats, budget: float) -> Floats:
+def water_fill(keep: Floats, floor: Floats, weights: Floats, budget: float) -> Floats:
     """Return clip(keep + t, floor, 1) for the offset t at which the weighted sum equals `budget`."""
     # S(t) = sum_l w_l clip(k_l + t, f_l, 1) = budget. S never falls, so there is one level of water.
     # The sum is piecewise linear in t, with kinks where a layer meets a bound: interpolation between kinks is exact.

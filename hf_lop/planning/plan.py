@@ -1,4 +1,4 @@
-"""A plan: the width of every layer for one budget, and what that saves."""
+"""A plan: the width of every layer for a budget, and what that saves."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The widths for one budget. Printing it shows a table; `plot` draws it.
+    """The widths for a budget. Printing it shows a table; `plot` draws it.
 
     Attributes:
         widths (`tuple[int, ...]`): `[L]` neurons to keep in each decoder layer.

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hf_lop.errors import InfeasibleBudgetError, InvalidInputError
-from hf_lop.planning.budget import Floats, Widths, _water_fill, project
+from hf_lop.planning.budget import Floats, Widths, project, water_fill
 
 
 def project_ratios(
@@ -47,7 +47,7 @@ def project_ratios(
         raise _out_of_reach(target, float(limit @ dense / dense.sum()))
     # In keep-fractions k = 1 - r the set is 1 - max_ratio <= k <= 1, sum(n_l k_l) = (1 - R) sum(n_l). Stationarity of
     # sum n_l (k_l - wanted_l)^2 / 2 - t sum n_l k_l gives k_l = wanted_l + t, clipped: n_l cancels, t is common.
-    return 1 - _water_fill(1 - wanted, 1 - limit, dense, float((1 - target) * dense.sum()))
+    return 1 - water_fill(1 - wanted, 1 - limit, dense, float((1 - target) * dense.sum()))
 
 
 @dataclass(frozen=True, slots=True)

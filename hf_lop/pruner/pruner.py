@@ -112,7 +112,7 @@ class LOPPruner(PreTrainedModel):
         latency: float | None = None,
         round_to: int = 1,
     ) -> Plan:
-        """Plan the width of every layer for one budget. Needs no model and no data.
+        """Plan the width of every layer for a budget. Needs no model and no data.
 
         Give at least one of the budgets; all that are given hold. The widths meet the one that binds exactly, up to one
         `round_to` step, from below.
