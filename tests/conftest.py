@@ -139,6 +139,15 @@ def _short_training():
         yield
 
 
+@pytest.fixture
+def full_training(monkeypatch):
+    """For tests that compare a fit with one of another process."""
+    from hf_lop.learning.predictors import train_predictor
+    from hf_lop.pruner import fit
+
+    monkeypatch.setattr(fit, "train_predictor", train_predictor)
+
+
 @contextmanager
 def drawing():
     """Within it, what is saved has its real pictures."""

@@ -292,6 +292,7 @@ def child(folder, searches, name):
     return [sys.executable, "-c", CHILD, str(folder), " ".join(searches), name]
 
 
+@pytest.mark.usefixtures("full_training")
 @pytest.mark.slow
 def test_two_processes_make_the_pruner_of_one(tmp_path):
     for (_, err), code in finish(start(child(tmp_path, SEARCHES, "two"), 2)):
