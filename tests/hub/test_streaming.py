@@ -294,6 +294,7 @@ main()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.usefixtures("plots")  # the killed process draws them
 def test_killed_at_any_moment(demo_pruner, tmp_path, seed):
     demo_pruner.save_pretrained(tmp_path / "pruner")
     demo_pruner.prune(demo.MODEL_DIR, 0.3).save_pretrained(tmp_path / "memory" / "out")
