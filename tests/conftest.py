@@ -1,4 +1,4 @@
-"""Shared fixtures: small random models, built once and copied for every test that changes them."""
+"""Shared fixtures: models and pruners made once, copied for every test that changes them; blank pictures, short training."""
 
 import copy
 import os
@@ -14,15 +14,19 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # scripts there import their neighbours
 
 import pytest
-import torch
-from hypothesis import settings
 from PIL import Image
-from transformers import GPT2Config, LlamaConfig, OPTConfig, Phi3Config
-from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-settings.register_profile("suite", deadline=None, derandomize=True)  # a busy machine must not fail a property
-settings.load_profile("suite")
-torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
+# Torch and transformers are imported in fixtures and hooks: pytest-xdist's own process, which runs no test, reads this too.
+
+
+def pytest_collection():
+    """Before tests are read, in the processes that run them."""
+    import torch
+    from hypothesis import settings
+
+    settings.register_profile("suite", deadline=None, derandomize=True)  # a busy machine must not fail a property
+    settings.load_profile("suite")
+    torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
 
 
 def pytest_collection_modifyitems(items):
@@ -30,32 +34,18 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
 
 
-SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "pad_token_id": 0}
-CONFIGS = {
-    "gated": LlamaConfig(intermediate_size=48, num_key_value_heads=2, bos_token_id=1, eos_token_id=2, **SMALL),
-    "gated_bias": LlamaConfig(intermediate_size=48, num_key_value_heads=2, mlp_bias=True, **SMALL),
-    "fused": Phi3Config(intermediate_size=48, num_key_value_heads=2, bos_token_id=1, eos_token_id=2, **SMALL),
-    "plain_bias": OPTConfig(ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=64, dropout=0.0, **SMALL),
-    "conv1d": GPT2Config(vocab_size=64, n_embd=32, n_layer=4, n_head=4, n_inner=48, n_positions=64),
-}
-
-
 def slow(*values):
     """Parameters of a test whose fast cases show the same."""
     return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
-def build(kind):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(CONFIGS[kind]).eval()
-        for parameter in model.parameters():  # zero biases would hide a bias that was cut wrongly
-            torch.nn.init.normal_(parameter, std=0.2)
-    return model
+KINDS = ["gated", "conv1d", *slow("gated_bias", "fused", "plain_bias")]  # of FFNs: one of each orientation is fast
 
 
 @pytest.fixture(scope="session")
 def built():
+    from tests.small_models import CONFIGS, build
+
     return {kind: build(kind) for kind in CONFIGS}
 
 
@@ -66,24 +56,15 @@ def llama(built):
 
 @pytest.fixture
 def batches():
+    from tests.small_models import text_batches
+
     return text_batches(3)
-
-
-def text_batches(count, seed=0, padded=False):
-    generator = torch.Generator().manual_seed(seed)
-    result = []
-    for _ in range(count):
-        ids = torch.randint(3, 64, (2, 10), generator=generator)
-        mask = torch.ones_like(ids)
-        if padded:
-            mask[0, :4] = 0
-        result.append({"input_ids": ids, "attention_mask": mask})
-    return result
 
 
 @pytest.fixture(scope="session")
 def pruner(built):
     from hf_lop.pruner.pruner import LOPPruner
+    from tests.small_models import text_batches
 
     return LOPPruner.fit(
         built["gated"],

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from hf_lop.units.slice import prunable_units, slice_units
-from tests.conftest import text_batches
+from tests.small_models import text_batches
 
 ROOT = Path(__file__).parents[1]
 

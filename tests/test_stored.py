@@ -16,8 +16,8 @@ from hf_lop import LOPPruner
 from hf_lop.errors import CheckpointMismatchError
 from hf_lop.evaluation.comparison.compare import compare
 from hf_lop.units.configs import FORMAT, layer_widths
-from tests.conftest import build, text_batches
 from tests.helpers import logits
+from tests.small_models import build, text_batches
 
 STORED = Path(__file__).parent / "stored" / "0.1.0"
 MODELS = ("gated", "gated-bias", "fused", "conv1d", "plain_bias")

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import hf_lop
-from tests.conftest import CONFIGS
+from tests.small_models import CONFIGS
 
 
 def python(code):

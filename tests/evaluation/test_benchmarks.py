@@ -91,6 +91,7 @@ def test_a_full_stop_counts_in_pope_alone(run):
     assert run("mme", talks)["mme_perception_score"] == 400
 
 
+@pytest.mark.slow
 def test_control_characters_would_lose_a_run(run):
     """Why our model strips them: MMBench writes all answers into a table that cannot hold them."""
     from hf_lop.errors import EvaluationError

@@ -18,8 +18,8 @@ from hf_lop.learning.statistics import Statistics, collect_statistics
 from hf_lop.planning.journal import Journal, merge_journals
 from hf_lop.pruner.methods import usable_methods
 from hf_lop.units.kinds import find_units
-from tests.conftest import text_batches
 from tests.learning.test_rewards import answered, by_hand
+from tests.small_models import text_batches
 
 METHODS = ("lop", "additive", "uniform", "magnitude", "wanda", "flap")  # all of a pruner with additive plans
 RATIOS, KINDS = (0.25, 0.5), ("perplexity", "divergence", "accuracy", "log_likelihood")

@@ -19,7 +19,7 @@ from hf_lop.errors import EvaluationError, InvalidInputError, MissingDependencyE
 from hf_lop.evaluation.fingerprint import weight_fingerprint
 from hf_lop.evaluation.paper import TASKS, PaperScores
 from hf_lop.evaluation.results import Results, read_raw
-from tests.conftest import CONFIGS, text_batches
+from tests.small_models import CONFIGS, text_batches
 from tests.tiny_repo import build_processor, build_repo
 
 
@@ -276,6 +276,7 @@ class TestModels:
 
 
 class TestAnswers:
+    @pytest.mark.slow
     def test_garbage_is_scored_without_control_characters(self, tasks, monkeypatch):
         model, processor = demo.load_model()
         monkeypatch.setattr(type(processor.tokenizer), "decode", lambda *_, **__: "\x00\x0b\ud800re\x07d\ufffe")
@@ -462,6 +463,7 @@ class TestReward:
         assert reward(model).value < dense.value
         assert reward.name == "lop_demo:accuracy"
 
+    @pytest.mark.slow
     def test_several_tasks_in_the_papers_scale(self, tasks):
         model, processor = demo.load_model()
         names = "mmbench_en_dev_static,mmmu_val"

@@ -31,7 +31,7 @@ MAKE_TEXT = """
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 from hf_lop import LOPPruner
-from tests.conftest import CONFIGS, text_batches
+from tests.small_models import CONFIGS, text_batches
 from tests.tiny_repo import build_processor
 
 tokenizer = build_processor().tokenizer

@@ -22,6 +22,7 @@ from hf_lop.hub.write.push import open_repository
 from hf_lop.learning.config import LOPConfig
 from hf_lop.planning.plots import plot_estimate, plot_plans, plot_widths
 from hf_lop.recovery.choose import RECOVERIES
+from tests.conftest import slow
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DENSE = [1000] * 6
@@ -184,6 +185,7 @@ def test_the_elastic_card_says_what_the_pruner_card_says():
     assert "None" not in card + without
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plots")
 def test_plots_of_quality(tmp_path):
     curve, config = {0.0: 0.0, 0.4: 0.02, 0.8: 0.2}, LOPConfig(**LOP)
@@ -310,7 +312,7 @@ def test_a_base_model_out_of_reach_is_a_warning(tmp_path, source):
     assert base_metadata(source, None) == {}
 
 
-@pytest.mark.parametrize("layers", [1, 8, 80])
+@pytest.mark.parametrize("layers", [1, 8, *slow(80)])
 def test_plots_show_every_layer_and_leave_pyplot_alone(tmp_path, layers):
     loaded = "matplotlib.pyplot" in sys.modules
     figure = plot_widths([i * 10 + 1 for i in range(layers)], [1000] * layers, tmp_path / "w.png", title="Title")
@@ -353,7 +355,7 @@ def test_card_loads_the_class_that_was_saved():
         b"\xff\xfe",
         b"---\ntags: 5\n---\n",
         b"---\non: 1\n---\n",
-        b"---\na: " + b"[" * 3000 + b"\n---\n",
+        b"---\na: " + b"[" * 1000 + b"\n---\n",
     ],
 )
 def test_a_broken_card_of_the_base_model_is_passed_over(tmp_path, card):

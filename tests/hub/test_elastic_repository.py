@@ -22,9 +22,10 @@ from hf_lop.planning.budget import Budget
 from hf_lop.pruner import sizes as pulling
 from hf_lop.pruner.pruner import LOPPruner
 from hf_lop.pruner.sizes import pull
-from tests.conftest import CONFIGS, drawing, text_batches
+from tests.conftest import KINDS, drawing
 from tests.fake_pruner import fake_pruner
 from tests.helpers import logits
+from tests.small_models import CONFIGS, text_batches
 from tests.tiny_models import CONFIGS as TINY
 from tests.tiny_models import TEXT_ONLY, tiny_inputs, tiny_model
 
@@ -73,12 +74,12 @@ def same_weights(left, right):
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_without_a_size_it_is_the_dense_model(repositories, built, kind):
     torch.testing.assert_close(logits(load(repositories[0] / kind)), logits(built[kind]), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_size_equals_ordinary_pruning(repositories, built, kind):
     root, pruners = repositories
     for ratio in RATIOS:
@@ -153,7 +154,7 @@ def test_sharded(built, tmp_path, monkeypatch):
     torch.testing.assert_close(logits(sized), logits(ordinary), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_only_what_a_size_weighs_is_read(repositories, kind, monkeypatch):
     read, original = {}, Folder.read_into
 

@@ -70,6 +70,7 @@ def run_llama_cpp(requests, tmp_path):
     return json.loads(done.stdout[done.stdout.rindex("RESULT ") + 7 :])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="llama.cpp (xllamacpp) is not installed")
 def test_llama_cpp_computes_the_same(folders, tmp_path):
     names = sorted(path.name for path in folders.iterdir())

@@ -279,7 +279,7 @@ def loader(tmp_path_factory):
     return Loader(root / "pruned", expected, trust=False)
 
 
-SLOW = {"compiled"}
+SLOW = {"compiled", "int8", "bfloat16", "offloaded", "attention_implementations"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CHECKS])
@@ -318,6 +318,7 @@ def test_other_processes_write_nothing_beyond_transformers(loader, tmp_path):
     assert {path.suffix for path in tmp_path.iterdir()} <= {".safetensors"}
 
 
+@pytest.mark.slow
 def test_trainer_checkpoints_load(loader, tmp_path):
     from transformers import Trainer, TrainingArguments
 

@@ -23,9 +23,9 @@ from hf_lop.hub.read.safetensors import Place
 from hf_lop.hub.write.staging import Staging
 from hf_lop.hub.write.tensors import Cutter, SavedTensor, layout
 from tests import warm
-from tests.conftest import build
 from tests.fake_pruner import fake_pruner
 from tests.hub_server import File, Repository, run_python, serve
+from tests.small_models import build
 from tests.tiny_models import CONFIGS, tiny_model
 
 DTYPES = [torch.bfloat16, torch.float32, torch.float16, torch.int64, torch.uint8, torch.bool, torch.float64]
@@ -72,9 +72,9 @@ def fake():
     ("budget", "options"),
     [
         ((0.3,), {}),
-        ((0.5,), {"recover": "fold", "round_to": 8}),
-        ((0.7,), {"recover": None, "method": "magnitude"}),
         ((0.0,), {"recover": "sketch"}),
+        pytest.param((0.5,), {"recover": "fold", "round_to": 8}, marks=pytest.mark.slow),
+        pytest.param((0.7,), {"recover": None, "method": "magnitude"}, marks=pytest.mark.slow),
         ((), {"params": 600_000, "recover": "sketch", "method": "flap"}),
     ],
 )

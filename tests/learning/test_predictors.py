@@ -3,6 +3,7 @@ import torch
 
 from hf_lop.errors import InvalidInputError
 from hf_lop.learning.predictors import PREDICTORS, TransformerPredictor, build_predictor, train_predictor
+from tests.conftest import slow
 
 TARGETS = torch.tensor([0.0, 0.3, 0.5, 1.0])
 
@@ -77,7 +78,7 @@ def test_a_predictor_built_without_storage_takes_loaded_weights():
     torch.testing.assert_close(empty(TARGETS), predictor(TARGETS), atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("name", PREDICTORS)
+@pytest.mark.parametrize("name", ["transformer", *slow("bilstm", "mlp")])
 def test_training_fits_the_pairs(name):
     targets, ratios = pairs()
     predictor = small(name)

@@ -29,8 +29,9 @@ from hf_lop.learning.statistics import Statistics, _Accumulator, collect_statist
 from hf_lop.pruner.fit import calibrate
 from hf_lop.pruner.pruner import LOPPruner
 from hf_lop.units.slice import prunable_units
-from tests.conftest import slow, text_batches
+from tests.conftest import slow
 from tests.learning.test_rewards import WIDTHS, answered, orders
+from tests.small_models import text_batches
 from tests.tiny_models import tiny_inputs, tiny_model
 
 

@@ -10,9 +10,10 @@ from hf_lop.learning.decoder.layers import LayerRuns, layer_of
 from hf_lop.learning.decoder.replay import predictions, record_batches
 from hf_lop.units.slice import prunable_units
 from hf_lop.units.views import ElasticModel, shadow
-from tests.conftest import text_batches
+from tests.conftest import slow
 from tests.families import MULTIMODAL, build, text_inputs
 from tests.helpers import cut, orders
+from tests.small_models import text_batches
 from tests.tiny_models import CONFIGS, TEXT_ONLY, tiny_inputs, tiny_model
 
 WIDTHS = ([96, 40, 17, 64], [1, 1, 1, 1], [95, 33, 96, 2])
@@ -45,7 +46,7 @@ def vision_tower(model):
     return next(module for name, module in model.named_modules() if name.split(".")[-1] in names)
 
 
-@pytest.mark.parametrize("answers", [True, False], ids=["labels", "all"])
+@pytest.mark.parametrize("answers", [True, *slow(False)], ids=["labels", "all"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_candidates_predict_as_really_pruned_models(name, answers):
     model, batches = tiny_model(name), [tiny_inputs(name, seed) for seed in (1, 2)]

@@ -14,9 +14,10 @@ from hf_lop.learning.probes import probe_layers
 from hf_lop.learning.rewards import REWARDS, Reward, Score, reward_name, scorer
 from hf_lop.units.slice import masking, prunable_units
 from hf_lop.units.views import ElasticModel
-from tests.conftest import slow, text_batches
+from tests.conftest import slow
 from tests.families import build, text_inputs
 from tests.helpers import cut, orders
+from tests.small_models import text_batches
 from tests.tiny_models import tiny_inputs, tiny_model
 
 WIDTHS = [48, 31, 17, 5]
@@ -65,7 +66,7 @@ def by_hand(kind, dense, pruned, batches):
     return value, math.sqrt(spread * len(sums) / (len(sums) - 1)) / sum(weights)
 
 
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("padded", [*slow(False), True])
 @pytest.mark.parametrize("answers", [True, False])
 @pytest.mark.parametrize("kind", REWARDS)
 def test_rewards_are_what_their_formulas_say(llama, kind, answers, padded):
@@ -229,7 +230,7 @@ def slow_probes(model, units, order, batches, ratios, context=0.0):
     return total / count
 
 
-@pytest.mark.parametrize("answers", [True, False])
+@pytest.mark.parametrize("answers", [True, *slow(False)])
 @pytest.mark.parametrize("name", ["llama", *slow("qwen3_vl", "gemma3")])
 def test_probes_equal_masked_models(name, answers):
     model = tiny_model(name)

@@ -16,8 +16,8 @@ from hf_lop.pruner.pruner import LOPPruner
 from hf_lop.recovery.by_layer import recover_lstsq, recover_sketch
 from hf_lop.recovery.moments import second_moments
 from hf_lop.units.slice import output_weight, prunable_units
-from tests.conftest import CONFIGS, text_batches
 from tests.recovery.test_recovery import activations, some_kept
+from tests.small_models import CONFIGS, text_batches
 
 
 def sketched(model, batches, rows, seed=0):

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from hf_lop import LOPPruner, demo
 from hf_lop.cli import app, main
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
-from tests.conftest import CONFIGS, text_batches
 from tests.fake_pruner import fake_pruner
 from tests.helpers import logits
+from tests.small_models import CONFIGS, text_batches
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from hf_lop.pruner.pruner import LOPPruner
 from hf_lop.recovery.by_layer import set_output_weights
 from hf_lop.recovery.choose import recovered_weights
 from hf_lop.units.slice import prunable_units, slice_units
-from tests.conftest import slow, text_batches
+from tests.conftest import slow
+from tests.small_models import text_batches
 
 SEARCH = {"search": "mcts", "targets": (0.3, 0.5), "evaluations": 6, "predictor": "mlp"}
 
@@ -100,7 +101,7 @@ TEXTS = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["texts", "chats", *slow("dataset", "file")])
+@pytest.mark.parametrize("kind", ["chats", *slow("texts", "dataset", "file")])
 def test_samples_of_every_kind_are_split_and_recorded(kind, tmp_path):
     model, processor = demo.load_model()
     rows = demo.load_data("search", 12)
@@ -172,7 +173,7 @@ import os, random, shutil, signal, sys, time
 from hf_lop.pruner.pruner import LOPPruner
 from hf_lop.recovery.by_layer import set_output_weights
 from hf_lop.recovery.choose import recovered_weights
-from tests.conftest import build
+from tests.small_models import build
 from tests.pruner.test_fitting import fit
 
 folder, model, moments = sys.argv[1], build("gated"), random.Random()

@@ -16,9 +16,9 @@ from hf_lop.pruner.methods import METHODS, choose, cold_seconds, usable_methods
 from hf_lop.pruner.pruner import LOPPruner
 from hf_lop.units.kinds import find_units
 from hf_lop.units.slice import masking
-from tests.conftest import text_batches
 from tests.families import build
 from tests.helpers import logits
+from tests.small_models import text_batches
 
 
 def rules(method, pruner, model):

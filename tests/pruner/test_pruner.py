@@ -13,7 +13,7 @@ from hf_lop.planning.table import read_table
 from hf_lop.pruner.pruner import LOPPruner
 from hf_lop.units.kinds import find_units
 from hf_lop.units.slice import masking
-from tests.conftest import SMALL
+from tests.small_models import SMALL
 
 COSTS = {"params": "parameters", "memory": "memory_after", "flops": "flops"}
 

@@ -17,8 +17,9 @@ from hf_lop.pruner.pruner import LOPPruner
 from hf_lop.recovery.choose import RECOVERIES, choose_recovery
 from hf_lop.units.kinds import find_units
 from hf_lop.units.slice import output_weight, prunable_units, slice_units
-from tests.conftest import CONFIGS, slow, text_batches
+from tests.conftest import slow
 from tests.recovery.test_recovery import activations, some_kept
+from tests.small_models import CONFIGS, text_batches
 from tests.tiny_models import tiny_inputs, tiny_model
 
 REMOTE = """
@@ -130,7 +131,7 @@ def biased(name, tmp_path, builder=tiny_model, dtype=torch.float32):
         return pruned, batch, pruned(**batch).logits
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2_5_vl", *slow("llava", "gemma3")])
+@pytest.mark.parametrize("name", ["llama", *slow("qwen2_5_vl", "llava", "gemma3")])
 def test_the_bias_survives_saving_and_loading(name, tmp_path):
     pruned, batch, logits = biased(name, tmp_path)
     auto = AutoModelForCausalLM if name == "llama" else AutoModelForImageTextToText

@@ -11,9 +11,10 @@ from hf_lop.recovery import moments as moments_module
 from hf_lop.recovery.by_layer import recover_fold, recover_lstsq, set_output_weights
 from hf_lop.recovery.moments import second_moments
 from hf_lop.units.slice import output_weight, prunable_units, slice_units
-from tests.conftest import CONFIGS, slow, text_batches
+from tests.conftest import KINDS, slow
 from tests.families import build, text_inputs
 from tests.helpers import random_kept
+from tests.small_models import CONFIGS, text_batches
 from tests.tiny_models import tiny_inputs, tiny_model
 
 ONE = 4 * 48**2  # bytes of one layer's second moments
@@ -121,7 +122,7 @@ def test_too_little_memory_and_no_data_are_refused(llama):
         list(second_moments(llama, [], units))
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_least_squares_is_what_its_formula_says(built, kind):
     model, batches = built[kind], text_batches(20)
     units = prunable_units(model)
@@ -137,7 +138,7 @@ def test_least_squares_is_what_its_formula_says(built, kind):
         torch.testing.assert_close(weight.double(), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["gated", *slow("plain_bias", "conv1d", "fused")])
+@pytest.mark.parametrize("kind", slow("gated", "plain_bias", "conv1d", "fused"))
 def test_held_out_outputs_come_closer(built, kind):
     """Every layer by itself, on tokens that were not calibrated on."""
     model, report = built[kind], text_batches(40, seed=9)

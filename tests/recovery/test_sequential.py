@@ -11,9 +11,10 @@ from hf_lop.recovery.in_turn import recover_in_turn
 from hf_lop.recovery.moments import second_moments
 from hf_lop.units.decoder import text_decoder
 from hf_lop.units.slice import output_weight, prunable_units, slice_units
-from tests.conftest import CONFIGS, text_batches
+from tests.conftest import KINDS
 from tests.families import build, text_inputs
 from tests.recovery.test_recovery import some_kept
+from tests.small_models import text_batches
 from tests.tiny_models import tiny_inputs, tiny_model
 from tests.units.test_elastic import same, traces
 
@@ -29,7 +30,7 @@ def pruned(model, kept, weights):
     return cut
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_one_cut_layer_is_fitted_as_by_itself(built, kind):
     model, batches = built[kind], text_batches(12, padded=True)
     units = prunable_units(model)
@@ -42,7 +43,7 @@ def test_one_cut_layer_is_fitted_as_by_itself(built, kind):
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_nothing_removed_changes_nothing_and_the_model_is_left_alone(built, kind):
     model = built[kind]
     units, before = prunable_units(model), traces(model)

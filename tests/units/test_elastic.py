@@ -8,8 +8,9 @@ from torch import nn
 
 from hf_lop.errors import InvalidInputError, UnsupportedModelError
 from hf_lop.units.views import ElasticModel, shadow
-from tests.conftest import CONFIGS, text_batches
+from tests.conftest import slow
 from tests.helpers import cut, logits, orders
+from tests.small_models import CONFIGS, text_batches
 
 WIDTHS = [48, 31, 17, 1]
 
@@ -87,7 +88,7 @@ def test_the_users_model_is_only_read(built, kind):
     assert not elastic.model.training
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, *slow(RuntimeError)])
 def test_an_interrupt_anywhere_leaves_no_trace(llama, error, monkeypatch):
     """Raise at every single tensor operation and module call, one after the other."""
     batch, order = text_batches(1)[0], orders(llama)

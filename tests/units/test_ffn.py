@@ -12,8 +12,8 @@ from hf_lop.units.configs import layer_widths, text_configs
 from hf_lop.units.kinds import find_units
 from hf_lop.units.measure import measure_size
 from hf_lop.units.slice import masking, output_weight, prunable_units, slice_units
-from tests.conftest import CONFIGS, SMALL, text_batches
 from tests.helpers import logits, random_kept
+from tests.small_models import CONFIGS, SMALL, text_batches
 
 WIDTHS = [48, 20, 7, 31]
 

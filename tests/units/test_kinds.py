@@ -21,9 +21,9 @@ from hf_lop.units.measure import measure_size
 from hf_lop.units.slice import masking, prunable_units, slice_units
 from hf_lop.units.unit import Slot, entries, resized, runs, take
 from hf_lop.units.views import ElasticModel
-from tests.conftest import text_batches
 from tests.fake_pruner import fake_pruner
 from tests.helpers import logits, random_kept
+from tests.small_models import text_batches
 from tests.units.kv_groups import find_kv_groups
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "pad_token_id": 0}
