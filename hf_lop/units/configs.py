@@ -284,8 +284,8 @@ def write_counts(config: Any, units: Sequence[Unit], counts: Sequence[int]) -> N
         dense = vars(config).get(field)
         unpruned = dense if isinstance(dense, int) else max(dense) if dense else None
         if field == stored_field(type(config)):
-            if unpruned is not None and DENSE_WIDTH not in vars(config):
-                setattr(config, DENSE_WIDTH, unpruned)
+            if isinstance(dense, int) and DENSE_WIDTH not in vars(config):
+                setattr(config, DENSE_WIDTH, dense)
             setattr(config, WIDTH, values)
             continue
         kind, per = marks[field]

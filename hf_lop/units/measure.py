@@ -92,3 +92,14 @@ def ffn_seconds(
                 runs.append(time.perf_counter() - start)
             seconds.append(statistics.median(runs[1:]))  # the first run warms up
     return widths, np.maximum.accumulate(np.array(seconds))
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Count the parameters of a model; those of a projection by its features, as quantisers pack several into a number."""
+    counts = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                shape = linear_shape(module) if name == "weight" else None
+                counts[id(parameter)] = shape[0] * shape[1] if shape else parameter.numel()
+    return sum(counts.values())

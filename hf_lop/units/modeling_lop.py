@@ -10,6 +10,7 @@ it imports, as `lop_errors.py`, `lop_unit.py` and so on. Importing it changes
 nothing and loads neither torch nor transformers.
 """
 
+import copy
 import functools
 import importlib
 import importlib.util
@@ -52,6 +53,8 @@ def _build(model: "nn.Module", config: Any, lists: dict[str, list[Any]]) -> None
 
     for kind, counts in layer_counts(config).items():
         units = KINDS[kind](model)
+        if len(units) < len(counts):  # fewer layers than were saved are asked for: the first ones
+            counts, lists = counts[: len(units)], {field: values[: len(units)] for field, values in lists.items()}
         check_counts(counts, len(units), next(iter(lists)))
         cpu = torch.device("cpu")  # the model itself may be on the meta device
         units = [
@@ -89,7 +92,14 @@ def _wrap_constructor(model_cls: Any) -> None:
     @functools.wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         config: Any = kwargs.get("config", args[0] if args else None)
-        found = list(lists_within(config)) if config is not None else []
+        if config is None or not any(lists_within(config)):
+            original(self, *args, **kwargs)
+            return
+        # The parts of a model keep the very object that they are built from: it must show plain numbers meanwhile, and the
+        # caller's must not, from which another thread may be building.
+        config = copy.deepcopy(config)
+        args, kwargs = (args, {**kwargs, "config": config}) if "config" in kwargs else ((config, *args[1:]), kwargs)
+        found = list(lists_within(config))
         with scalars(found):
             original(self, *args, **kwargs)
         for own, lists in found:
@@ -102,10 +112,12 @@ def _wrap_constructor(model_cls: Any) -> None:
 
 def _model_classes(config_cls: type) -> list[type]:
     """All model classes in the modules that implement this config's models."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PreTrainedModel
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 
     modules = []
     for cls in config_cls.__mro__:
+        if cls is PreTrainedConfig:  # beyond it lies what every model is made of, and no layer
+            break
         sibling = cls.__module__.replace(".configuration_", ".modeling_")
         if sibling != cls.__module__ and importlib.util.find_spec(sibling):
             modules.append(importlib.import_module(sibling))
@@ -130,6 +142,10 @@ def enable(config_cls: type, fields: Sequence[str]) -> None:
 
 def enable_models(config_cls: type) -> None:
     """Let all models of one config class be built from a config with lists in it."""
+    from transformers import PreTrainedModel
+
+    if getattr(PreTrainedModel.__init__, "_lop", False):  # by a version before 0.2, for every model there is
+        PreTrainedModel.__init__ = PreTrainedModel.__init__.__wrapped__  # type: ignore[method-assign, attr-defined]
     for model_cls in _model_classes(config_cls):
         if "__init__" in vars(model_cls):
             _wrap_constructor(model_cls)
@@ -167,10 +183,18 @@ def _enable_own(config_cls: type, config_dict: dict[str, Any]) -> bool:
         enable(config_cls, list(lists))
     for field, counts in lists.items():  # their number is checked with the model: not every config tells it
         if field != own:
-            check_counts(counts, None, field)
+            check_counts(counts, _stored_depth(config_cls, config_dict), field)
         elif vars(config_cls).get("_lop_enabled"):
-            check_counts(counts, None, WIDTH)
+            check_counts(counts, _stored_depth(config_cls, config_dict), WIDTH)
     return bool(lists)
+
+
+def _stored_depth(config_cls: type, config_dict: dict[str, Any]) -> int | None:
+    """Return how many layers the file itself names; None where these may be an encoder's."""
+    if config_dict.get("is_encoder_decoder", getattr(config_cls, "is_encoder_decoder", False)):
+        return None
+    depth = config_dict.get(getattr(config_cls, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers"))
+    return depth if type(depth) is int else None
 
 
 def _read_per_layer_config(config_dict: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from hf_lop.errors import InvalidInputError, UnsupportedModelError
 from hf_lop.units.configs import layer_counts, text_configs
-from hf_lop.units.kinds import find_units
+from hf_lop.units.kinds import KINDS, find_units
 from hf_lop.units.modeling_lop import set_counts
 from hf_lop.units.unit import Unit, linear_shape, take
 
@@ -28,19 +29,21 @@ def prunable_units(model: nn.Module, *, on_meta: bool = False) -> list[Unit]:
         UnsupportedModelError: if the model is already pruned, quantised, without weights (meta device, offloaded), has
             adapters in its units, or has none that can be cut (see [`find_units`]).
     """
+    check_finished(model)
     label = type(model).__name__
-    units = find_units(model)
     config = getattr(model, "config", None)
+    if getattr(config, "quantization_config", None) is not None or getattr(model, "is_quantized", False):
+        raise UnsupportedModelError(
+            f"{label} is quantised, and packed weights cannot be cut by neuron. "
+            "Load it without quantization_config, prune, then quantise the pruned model."
+        )
+    _check_no_adapters(label, model)
+    units = find_units(model)
     counts = layer_counts(text_configs(model)[0]) if config is not None else {}
     if counts or getattr(config, "pruning_config", None):
         widths = next(iter(counts.values()), None)
         raise UnsupportedModelError(
             f"{label} is already pruned (widths {widths}). Prune the dense base model: neuron orders and plans refer to it."
-        )
-    if getattr(config, "quantization_config", None) is not None or getattr(model, "is_quantized", False):
-        raise UnsupportedModelError(
-            f"{label} is quantised, and packed weights cannot be cut by neuron. "
-            "Load it without quantization_config, prune, then quantise the pruned model."
         )
     for unit in units:
         for path, name in unit.tensors:
@@ -48,12 +51,26 @@ def prunable_units(model: nn.Module, *, on_meta: bool = False) -> list[Unit]:
     return units
 
 
+def _check_no_adapters(label: str, model: nn.Module) -> None:
+    """Refuse adapters anywhere: transformers saves them alone, and the cut below them would be lost."""
+    named = (path for path, module in model.named_modules() if hasattr(module, "adapter_layer_names"))
+    place = next(named, "its door" if getattr(model, "peft_config", None) else None)
+    if place is not None:
+        raise UnsupportedModelError(
+            f"{label} has an adapter at {place}. Merge adapters (PEFT: merge_and_unload) or remove them, prune, then add new ones."
+        )
+
+
 def _check_tensor(label: str, unit: Unit, module: Any, name: str, *, on_meta: bool) -> None:
     tensor = getattr(module, name)
     if not isinstance(tensor, torch.Tensor) or (tensor.is_meta and not on_meta):
         raise UnsupportedModelError(
-            f"{label}: the weights of {unit.path} are not in memory (meta device or offloaded). "
-            'Load the model with device_map="cpu" or on one device, then prune.'
+            f"{label}: the weights of {unit.path} are not in memory (meta device or offloaded). Prune it from file to file, with "
+            'output_dir=... or --stream, or load it with device_map="cpu" or on one device.'
+        )
+    if type(tensor).__name__ == "DTensor":
+        raise UnsupportedModelError(
+            f"{label}: the weights of {unit.path} are spread over devices (DTensor). Prune the model before it is."
         )
     if not tensor.is_floating_point() or type(tensor) not in (nn.Parameter, torch.Tensor):
         raise UnsupportedModelError(
@@ -87,7 +104,7 @@ def check_kept(units: Sequence[Unit], kept: Sequence[torch.Tensor]) -> list[torc
 def slice_units(
     model: nn.Module, kept: Sequence[torch.Tensor], units: Sequence[Unit] | None = None, *, on_meta: bool = False
 ) -> list[Unit]:
-    """Cut every unit to its kept pieces, in place; one tensor at a time, so little extra memory is used.
+    """Cut every unit to its kept pieces, in place; one unit at a time, so little extra memory is used.
 
     Args:
         model (`nn.Module`): a dense model; keeps its class, device and dtype.
@@ -104,11 +121,50 @@ def slice_units(
     """
     units = prunable_units(model, on_meta=on_meta) if units is None else units
     ordered = check_kept(units, kept)
-    set_counts(model, units, [len(indices) for indices in ordered])
-    return [
-        unit if len(indices) == unit.count else take(model, unit, indices)
-        for unit, indices in zip(units, ordered, strict=True)
-    ]
+    counts, narrow = [unit.count for unit in units], []
+    set_counts(model, units, counts)
+    for index, (unit, indices) in enumerate(zip(units, ordered, strict=True)):
+        counts[index] = len(indices)
+        narrow.append(
+            unit
+            if len(indices) == unit.count
+            else take(model, unit, indices, partial(set_counts, model, units, counts))
+        )
+    return narrow
+
+
+@contextlib.contextmanager
+def changing(model: Any, what: str) -> Iterator[None]:
+    """Mark a model while it is changed in place: what an interrupt leaves is whole layer by layer, but no model of any plan.
+
+    Args:
+        model (`PreTrainedModel`): the model.
+        what (`str`): what is done to it.
+    """
+    model.config.lop_unfinished = what
+    yield
+    del model.config.lop_unfinished
+
+
+def check_finished(model: Any) -> None:
+    """Refuse a model that an interrupt has left in the middle of a change.
+
+    Raises:
+        UnsupportedModelError: if it is one.
+    """
+    if what := getattr(getattr(model, "config", None), "lop_unfinished", None):
+        raise UnsupportedModelError(
+            f"This {type(model).__name__} was left in the middle of {what} by an interrupt or an error: some of its layers are "
+            "changed, others not. Load it again, and do the same again."
+        )
+
+
+def list_counts(model: nn.Module) -> None:
+    """Let the config of a pruned model list what its layers have, if some of them were removed after the cut."""
+    for kind, counts in layer_counts(text_configs(model)[0]).items():
+        units = KINDS[kind](model)
+        if (found := [unit.count for unit in units]) != counts:
+            set_counts(model, units, found)
 
 
 def output_weight(model: nn.Module, unit: Unit) -> torch.Tensor:

@@ -4,7 +4,7 @@ Every repository of a pruned model carries a copy of this file beside `modeling_
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -223,25 +223,38 @@ def set_ints(model: "nn.Module", unit: Unit, count: int) -> None:
         setattr(model.get_submodule(path), name, count * per)
 
 
-def take(model: "nn.Module", unit: Unit, kept: "torch.Tensor") -> Unit:
-    """Keep some pieces of a unit, in place; the old tensor is freed as soon as the new one exists, one at a time.
+def take(model: "nn.Module", unit: Unit, kept: "torch.Tensor", also: Callable[[], None] = lambda: None) -> Unit:
+    """Keep some pieces of a unit, in place: all of its tensors or, where something stops this before, none.
 
     Args:
         model (`nn.Module`): the model that the unit was found in.
         unit (`Unit`): the unit to cut.
         kept (`torch.Tensor`): `[k] int64`, the pieces to keep, in the order they shall have.
+        also (`Callable`): called with the change, perhaps twice, such as to write it into a config.
 
     Returns:
         `Unit`: the same place with its new count.
     """
     from torch import nn
 
+    new: list[tuple[Any, str, int, Any]] = []
     for (path, name), slots in unit.tensors.items():
         module, axis = model.get_submodule(path), slots[0].axis
         tensor = getattr(module, name)
         index = entries(slots, tensor.shape[axis], unit.count, kept).to(tensor.device)
-        new = tensor.detach().index_select(axis, index)
-        setattr(module, name, nn.Parameter(new, requires_grad=tensor.requires_grad))
-        note_size(module, name, axis, len(index))
-    set_ints(model, unit, len(kept))
+        taken = tensor.detach().index_select(axis, index)
+        new.append((module, name, axis, nn.Parameter(taken, requires_grad=tensor.requires_grad)))
+
+    def change() -> None:
+        for module, name, axis, parameter in new:
+            setattr(module, name, parameter)
+            note_size(module, name, axis, parameter.shape[axis])
+        set_ints(model, unit, len(kept))
+        also()
+
+    try:
+        change()
+    except BaseException:  # an interrupt in the middle: a unit with some tensors cut computes nonsense
+        change()
+        raise
     return resized(unit, len(kept))
