@@ -16,6 +16,7 @@ from torch import nn
 from hf_lop.errors import InvalidInputError
 from hf_lop.learning.bench import Bench
 from hf_lop.learning.data import IGNORED
+from hf_lop.learning.decoder.batches import check_numbers
 from hf_lop.learning.decoder.replay import Recorded
 from hf_lop.learning.divergence import DenseTop
 from hf_lop.learning.processes import Processes
@@ -190,8 +191,13 @@ class Reward:
         """Return the value and the weight of every sample of this process, per batch."""
         self.elastic.set_widths(widths)
         kind, found = REWARDS[self.kind], []
-        for entry, dense in zip(self.recorded, self._dense, strict=True):
-            values = kind.values(self._log_q(entry), entry.target, dense)
+        for number, (entry, dense) in enumerate(zip(self.recorded, self._dense, strict=True)):
+            log_q = self._log_q(entry)
+            # One NaN among the logits makes all of a row's log-probabilities NaN.
+            check_numbers(
+                log_q[:, 0].nan_to_num(math.nan, 0, 0), "Validation", number, f"predictions at widths {list(widths)}"
+            )
+            values = kind.values(log_q, entry.target, dense)
             found.append(by_sample(values, entry.sample, kind.join))
         return found
 

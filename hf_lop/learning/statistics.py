@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from hf_lop.errors import InvalidInputError
-from hf_lop.learning.decoder.batches import Tokens, check_any, model_inputs
+from hf_lop.learning.decoder.batches import Tokens, check_any, check_numbers, model_inputs
 from hf_lop.learning.processes import Processes
 from hf_lop.units.kinds import find_units
 from hf_lop.units.slice import watching
@@ -60,7 +60,7 @@ class _Sums(NamedTuple):
         if mask is None:
             lengths = torch.full((len(x), 1), x.shape[1], device=x.device)
         else:
-            x = x * mask.unsqueeze(-1)
+            x = x.masked_fill(~mask.unsqueeze(-1), 0)  # a model may make NaN of padding
             lengths = mask.sum(1, keepdim=True)
         if (lengths == 0).any():
             raise InvalidInputError("A calibration sample has no unmasked token. Drop empty samples.")
@@ -142,7 +142,7 @@ def collect_statistics(
         `list[Statistics]`: one per layer.
 
     Raises:
-        InvalidInputError: if there is no batch, or a batch cannot be read.
+        InvalidInputError: if there is no batch, a batch cannot be read, or one gives activations that are not finite.
     """
     units = find_units(model) if units is None else units
     processes = processes or Processes()
@@ -158,18 +158,21 @@ def collect_statistics(
     # The vocabulary projection is not needed here; most models can be asked for the last position only.
     short = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
-    def run(turn: list[Mapping[str, Any]]) -> list[tuple[int, _Sums]]:
+    def run(begin: int, turn: list[Mapping[str, Any]]) -> list[tuple[int, _Sums]]:
         nonlocal current
         sums.clear()
         for batch in turn[processes.index : processes.index + 1]:
             inputs = model_inputs(batch, model)
             current = Tokens.of(inputs)
             model(**inputs, use_cache=False, **short)
+        for layer, batch_sums in sums:
+            for value in (batch_sums.square, batch_sums.scatter):
+                check_numbers(value, "Calibration", begin + processes.index, f"activations in layer {layer}")
         return sums
 
     with watching(model, units, see), evaluating(model):
-        for turn in _turns(processes.bar(batches, "calibration"), processes.count):
-            for found in processes.gather(partial(run, turn)):
+        for index, turn in enumerate(_turns(processes.bar(batches, "calibration"), processes.count)):
+            for found in processes.gather(partial(run, index * processes.count, turn)):
                 for layer, batch_sums in found:
                     totals[layer].add(batch_sums)
     check_any(totals[0].samples)

@@ -11,6 +11,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_lop.errors import UnsupportedModelError
+from hf_lop.learning.decoder.batches import check_numbers
 from hf_lop.learning.decoder.door import DoorBatch, at_the_door, first_tensor
 from hf_lop.learning.decoder.layers import LayerRuns
 from hf_lop.recovery.solve import DAMPING, check_damping, check_finite, solve
@@ -98,11 +99,12 @@ def recover_in_turn(
             place = output_weight(cut, unit)
             gram, cross = (place.new_zeros(n, unit.features, dtype=torch.float32) for n in (unit.features, len(place)))
             before = [stream.cut for stream in streams]
-            for stream in streams:
+            for number, stream in enumerate(streams):
                 stream.dense = dense.layer(index, stream, stream.dense)
                 stream.cut, x = pruned.watched(index, stream, stream.cut)
                 missing = stream.rows(stream.dense) - stream.rows(stream.cut)  # E
                 gram.addmm_(x.T, x)  # X_K^T X_K
+                check_numbers(gram.diagonal(), "Recovery", number, f"activations in layer {index}")
                 cross.addmm_(missing.T, x)  # E^T X_K
             change = solve(gram, cross, damping)
             fitted = check_finite(index, (place.double() + change.to(place.device)).to(place.dtype))

@@ -15,7 +15,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_lop.errors import InvalidInputError
-from hf_lop.learning.decoder.batches import Tokens
+from hf_lop.learning.decoder.batches import Tokens, check_numbers
 from hf_lop.learning.decoder.door import at_the_door
 from hf_lop.learning.decoder.layers import LayerRuns
 from hf_lop.units.slice import watching
@@ -68,9 +68,17 @@ def second_moments(
             for index, batch in enumerate(waiting):
                 run = partial(batch.run, twin)
 
-                def add(layer: int, x: torch.Tensor, grams: Any = grams, tokens: Tokens = batch.tokens) -> None:
+                def add(
+                    layer: int,
+                    x: torch.Tensor,
+                    grams: Any = grams,
+                    tokens: Tokens = batch.tokens,
+                    index: int = index,
+                    group: list[int] = group,
+                ) -> None:
                     rows = tokens.rows(x).to(grams[layer].device, torch.float32)
                     grams[layer].addmm_(rows.T, rows)  # G += X^T X
+                    check_numbers(grams[layer].diagonal(), "Recovery", index, f"activations in layer {group[layer]}")
 
                 with watching(twin, [units[i] for i in group], add):
                     if layerwise:

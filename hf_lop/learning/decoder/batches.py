@@ -29,6 +29,25 @@ def check_any(count: int) -> None:
         )
 
 
+def check_numbers(sums: torch.Tensor, what: str, batch: int, where: str) -> None:
+    """Refuse a batch that gives what is no number: in sums over batches it would be in all of them.
+
+    Args:
+        sums (`torch.Tensor`): what was made of it.
+        what (`str`): kind of batch, such as "Calibration".
+        batch (`int`): its number.
+        where (`str`): what is not finite, such as "activations in layer 3".
+
+    Raises:
+        InvalidInputError: if one is NaN or infinite.
+    """
+    if not torch.isfinite(sums).all():
+        raise InvalidInputError(
+            f"{what} batch {batch} gives {where} that are not finite. Look for NaN or infinity in its inputs and in the weights, "
+            "load a model in bfloat16 or float32 rather than float16, or leave the batch out."
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """Which of the tokens that a decoder sees in a batch are real.

@@ -5,6 +5,7 @@ whatever is asked of the decoder afterwards. Only the predictions that count are
 """
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from torch import nn
 
 from hf_lop.errors import InvalidInputError
 from hf_lop.learning.data import IGNORED
-from hf_lop.learning.decoder.batches import Tokens, model_inputs, to_device
+from hf_lop.learning.decoder.batches import Tokens, check_numbers, model_inputs, to_device
 from hf_lop.learning.decoder.door import decoder_calls, first_tensor, only_call
 from hf_lop.learning.processes import Processes
 from hf_lop.learning.statistics import evaluating
@@ -232,7 +233,10 @@ def _record(model: Any, batch: dict[str, Any], way: Way | None) -> Recorded:
         calls, output = decoder_calls(model, inputs, enter=way is None)
         if (call := only_call(model, calls)) is not None:
             trial = replace(entry, args=call[0], kwargs=call[1])
-            way = way or _choose_way(trial, model, output.logits[sample, position])
+            if way is None:
+                dense = output.logits[sample, position]
+                check_numbers(dense.nan_to_num(math.nan, 0, 0), "Validation", 0, "predictions")
+                way = _choose_way(trial, model, dense)
             entry = entry if way == "model" else replace(trial, way=way, batch={})
         elif way is None:
             _give_up(model, f"it was called {len(calls)} times")
