@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from hf_lop.errors import InvalidInputError, UnsupportedModelError
 from hf_lop.hub.read.checkpoint import open_shards
 from hf_lop.hub.read.load import load_model, read_config
-from hf_lop.hub.read.names import hub_id
+from hf_lop.hub.read.names import origin
 from hf_lop.hub.read.skeleton import load_skeleton
+from hf_lop.hub.save.check import check_classes
 from hf_lop.hub.write.pruned_tensors import pruned_tensors, stored_output_weight
 from hf_lop.hub.write.stream import write_pruned
 from hf_lop.hub.write.whole import check_new
@@ -28,7 +29,7 @@ from hf_lop.recovery.choose import check_by_rows, choose_recovery, recovered_wei
 from hf_lop.units.configs import FORMAT
 from hf_lop.units.measure import ffn_seconds, measure_size
 from hf_lop.units.size import ModelSize
-from hf_lop.units.slice import check_kept, output_weight, prunable_units, slice_units
+from hf_lop.units.slice import changing, check_kept, output_weight, prunable_units, slice_units
 from hf_lop.units.unit import Unit
 from hf_lop.version import __version__
 
@@ -110,9 +111,14 @@ def prune_model(
     recovery = cut.recovery(config, data=data is not None, by_name=isinstance(model, str | Path))
     if isinstance(model, str | Path):
         model = load_model(model, **at_base(config, model))
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise InvalidInputError(
+            f"model is a {type(model).__name__} around a model. Prune what is in it, model.module."
+        )
     if not isinstance(model, nn.Module):
         raise InvalidInputError(f"model is a {type(model).__name__}; pass a model, a Hub id or a folder.")
     units, learned = prunable_units(model), learned.of_model(model.config)
+    check_classes(model)
     plan, kept = cut.plan(config, learned, predict, model, units)
     recovery = recovery if plan.neurons_removed else None
     batches = list(data or ())
@@ -127,10 +133,11 @@ def prune_model(
             raise
         recovery = "lstsq"
         weights = recovered(recovery)
-    narrow = slice_units(model, kept, units)
-    if weights is not None:
-        set_output_weights(model, narrow, weights)
-    record(config, model, plan, method=cut.method, recovery=recovery, round_to=cut.budget.round_to)
+    with changing(model, "prune"):
+        narrow = slice_units(model, kept, units)
+        if weights is not None:
+            set_output_weights(model, narrow, weights)
+        record(config, model, plan, method=cut.method, recovery=recovery, round_to=cut.budget.round_to)
     return model
 
 
@@ -164,6 +171,7 @@ def prune_files(
     with open_shards(name, **commit) as shards:
         skeleton = load_skeleton(name, base, shards, **commit)
         model, units = skeleton.model, prunable_units(skeleton.model, on_meta=True)
+        check_classes(model)
         learned = learned.of_model(model.config)
         plan, kept = cut.plan(config, learned, predict, model, units, partial(stored_output_weight, skeleton, shards))
         recovery = recovery if plan.neurons_removed else None
@@ -217,12 +225,13 @@ def record(
 
 def provenance(config: LOPConfig, model: Any) -> dict[str, Any]:
     """Return what a model and its pruner came from, as configs say it."""
-    source, commit = hub_id(model.name_or_path), getattr(model.config, "_commit_hash", None)
+    source, commit = origin(model)
+    pruner, pruner_commit = origin(config)
     known = source in (None, config.base_model)  # another repository's commit would say nothing
     return {
         "base_model": source or config.base_model,
         "base_revision": commit or (config.base_revision if known else None),
-        "pruner": hub_id(config.name_or_path),
-        "pruner_revision": getattr(config, "_commit_hash", None),
+        "pruner": pruner,
+        "pruner_revision": pruner_commit,
         "hf_lop_version": __version__,
     }

@@ -15,10 +15,11 @@ from transformers import AutoModel, PreTrainedModel
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.hub.elastic.write import PRUNER, keep_pruner
-from hf_lop.hub.read.load import check_loaded, check_safetensors, read_config
-from hf_lop.hub.read.names import hub_id
-from hf_lop.hub.save.extras import save_pruner_extras
+from hf_lop.hub.read.load import check_loaded, check_numbers_of, check_safetensors, read_config
+from hf_lop.hub.read.names import origin
+from hf_lop.hub.save.extras import save_pruner_extras, stale_weights
 from hf_lop.hub.write.push import push_folder
+from hf_lop.hub.write.whole import filled_folder
 from hf_lop.learning.config import LOPConfig
 from hf_lop.learning.learned import Learned
 from hf_lop.learning.predictors import RatioPredictor, build_predictor, train_predictor
@@ -385,12 +386,12 @@ class LOPPruner(PreTrainedModel):
         else:
             model, calibration = loaded(model), data
         fitted = fit(model, calibration, validation, recipe, Run(journal))
-        learned = fitted.learned
+        learned, (source, commit) = fitted.learned, origin(model)
         pruner = cls(
             LOPConfig(
                 format=FORMAT,
-                base_model=base_model or hub_id(model.name_or_path),
-                base_revision=getattr(model.config, "_commit_hash", None),
+                base_model=base_model or source,
+                base_revision=commit if base_model in (None, source) else None,
                 base_model_type=model.config.model_type,
                 base_dtype=learned.dtype,
                 base_size=learned.size.to_dict(),
@@ -464,12 +465,15 @@ class LOPPruner(PreTrainedModel):
             push_to_hub (`bool`): push as well.
             **kwargs: see transformers.
         """
-        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if not self.should_save_on_this_rank(is_main_process):
+            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
             return
-        save_pruner_extras(self.config, lambda ratio: self.plan(ratio).widths, save_directory, repo_id)
+        out = Path(save_directory)
+        with filled_folder(out, stale_weights) as folder:
+            super().save_pretrained(folder, is_main_process, *args, **kwargs)
+            save_pruner_extras(self.config, lambda ratio: self.plan(ratio).widths, folder, repo_id, out=out)
         if push_to_hub:
-            self.push_to_hub(repo_id or Path(save_directory).name, token=kwargs.get("token"))
+            self.push_to_hub(repo_id or out.name, token=kwargs.get("token"))
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:  # type: ignore[override]
         """Push weights, config, card and plots in one commit.
@@ -514,6 +518,7 @@ class LOPPruner(PreTrainedModel):
         except OSError as error:  # its config was found
             raise CheckpointMismatchError(f"{name} has no model.safetensors that can be read: {error}") from error
         check_loaded(str(name), loaded[1])
+        check_numbers_of(str(name), loaded[0])
         return loaded if wants_info else loaded[0]
 
 

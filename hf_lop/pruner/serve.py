@@ -9,12 +9,13 @@ from transformers import PreTrainedModel
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.hub.read.load import load_model
+from hf_lop.hub.save.check import check_classes
 from hf_lop.learning.config import LOPConfig
 from hf_lop.learning.learned import Learned
 from hf_lop.planning.plan import Plan
 from hf_lop.pruner.prune import at_base, provenance, record
 from hf_lop.units.measure import measure_size
-from hf_lop.units.slice import output_weight, prunable_units
+from hf_lop.units.slice import changing, output_weight, prunable_units
 from hf_lop.units.unit import take
 from hf_lop.units.views import ElasticModel
 
@@ -38,14 +39,16 @@ def make_elastic(
             "This model is elastic already: its neurons are sorted. Load the repository that it was made from."
         )
     units = prunable_units(model)
+    check_classes(model)
     size = measure_size(model, units)
     config.check_fits(model, size, strict=False)
     # Budgets of memory count in the dtype that is stored.
     dtype = str(output_weight(model, units[0]).dtype).removeprefix("torch.")
     known = replace(learned.sorted(), size=size, dtype=dtype)
-    for unit, order in zip(units, learned.order, strict=True):
-        take(model, unit, order)
-    model.config.elastic_config = {"order": known.sorted_by, **provenance(config, model)}
+    with changing(model, "make_elastic"):
+        for unit, order in zip(units, learned.order, strict=True):
+            take(model, unit, order)
+        model.config.elastic_config = {"order": known.sorted_by, **provenance(config, model)}
     return model, known
 
 

@@ -32,6 +32,7 @@ from hf_lop.hub.read.files import Files, Folder, Repository
 from hf_lop.hub.read.load import read_config
 from hf_lop.hub.read.skeleton import load_skeleton
 from hf_lop.hub.read.stored import stored_pieces
+from hf_lop.hub.save.check import check_saved
 from hf_lop.hub.save.extras import save_pruned_extras
 from hf_lop.hub.save.hooks import PREFIX
 from hf_lop.hub.write.whole import check_new, check_replaceable, whole_folder
@@ -149,6 +150,7 @@ def pull(
     with whole_folder(out) as folder:
         model, _ = _assemble(source, folder)
         save_pruned_extras(model, folder)
+        check_saved(model, folder)
     return {"pruning_config": model.config.pruning_config, "parameters": model.num_parameters()}
 
 

@@ -155,9 +155,15 @@ def test_a_pruner_in_a_pickle(pruner, saved_pruner):
 
 
 def test_a_commit_is_recorded_with_its_own_repository_only(pruner, llama):
-    llama.name_or_path, llama.config._commit_hash = "me/fine-tuned", None
+    llama.name_or_path, llama.config._commit_hash = "me/fine-tuned", "1" * 40
     facts = pruner.prune(llama, 0.3).config.pruning_config
-    assert (facts["base_model"], facts["base_revision"]) == ("me/fine-tuned", None)
+    assert (facts["base_model"], facts["base_revision"]) == ("me/fine-tuned", "1" * 40)
+
+
+def test_a_name_without_a_commit_may_be_a_folder_that_is_gone(pruner, llama):
+    llama.name_or_path, llama.config._commit_hash = "out/checkpoint", None
+    facts = pruner.prune(llama, 0.3).config.pruning_config
+    assert (facts["base_model"], facts["base_revision"]) == ("org/base", None)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What all cards share: the facts of a repository as the templates in hub_cards take them, and its metadata."""
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from hf_lop.hub.read.names import is_hub_id
 from hf_lop.planning.show import si
 from hf_lop.version import __version__
 
@@ -87,12 +89,26 @@ def loading(auto_map: Mapping[str, str], architecture: str, processor: str | Non
     }
 
 
-def linked(name: str | None, revision: str | None) -> str | None:
-    """Link a Hub repository at its commit."""
+def linked(name: Any, revision: Any) -> str | None:
+    """Link a Hub repository at its commit; what is no name of one is only quoted."""
     if not name:
         return None
-    commit = f" at commit [`{revision[:12]}`](https://huggingface.co/{name}/tree/{revision})" if revision else ""
+    if not is_hub_id(name):
+        return quoted(name)
+    commit = ""
+    if isinstance(revision, str) and re.fullmatch(r"[\w.\-/]+", revision):
+        commit = f" at commit [`{revision[:12]}`](https://huggingface.co/{name}/tree/{revision})"
     return f"[{name}](https://huggingface.co/{name}){commit}"
+
+
+def word(value: Any) -> str:
+    """Return a word of a config, which anybody may have written, as it may stand within a line of Markdown code."""
+    return cell(value).replace("`", "")[:200]
+
+
+def quoted(value: Any) -> str:
+    """Put such a word into Markdown, as code."""
+    return f"`{word(value)}`"
 
 
 def cell(value: Any) -> str:
@@ -146,9 +162,9 @@ def plan_facts(config: "LOPConfig", plans: Mapping[float, Sequence[int]]) -> dic
         sizes.append([*cells, si(size.flops_at(widths)), *([f"{estimates[ratio]:.2g}"] if shown else [])])
     provenance = {
         "base model": linked(config.base_model, config.base_revision) or "on no Hub repository",
-        "model type": f"`{config.base_model_type}`",
+        "model type": quoted(config.base_model_type),
         "FFNs": f"{len(size.widths)} layers, {sum(size.widths):,} neurons",
-        "criterion": f"`{config.criterion}`",
+        "criterion": quoted(config.criterion),
         **dict(calibration_rows(config.calibration)),
         "sketch for recovery": f"{config.sketch_rows} directions per layer" if config.sketch_rows else "none",
         "predictor": f"`{config.predictor}`",
@@ -166,5 +182,11 @@ def plan_facts(config: "LOPConfig", plans: Mapping[float, Sequence[int]]) -> dic
 
 def metadata(base: str | None, relation: str, base_data: Mapping[str, Any] | None, **facts: Any) -> ModelCardData:
     """Metadata by which the Hub puts a repository under its base model, with the terms of the latter."""
+    base = base if is_hub_id(base) else None
     inherited: dict[str, Any] = {key: (base_data or {}).get(key) for key in INHERITED}
     return ModelCardData(base_model=base, base_model_relation=relation if base else None, **inherited, **facts)
+
+
+def plain_card(name: str, reason: str) -> ModelCard:
+    """Render a card that says how to load a repository, and why it says no more."""
+    return render("plain.md.jinja", ModelCardData(tags=["lop"]), name, reason=word(reason))

@@ -5,15 +5,18 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
+from hf_lop.errors import InvalidInputError
 from hf_lop.hub.cards.facts import (
     PIPELINES,
     calibration_rows,
     linked,
     loading,
     metadata,
+    quoted,
     render,
     size_facts,
     when_judged,
+    word,
 )
 from hf_lop.planning.show import si
 
@@ -46,6 +49,8 @@ def pruned_model_card(
     """
     made = config["pruning_config"]
     dense = made["dense_widths"]
+    if len(dense) != len(widths):
+        raise InvalidInputError(f"{len(widths)} of {len(dense)} layers are left, and which is not recorded.")
     load = loading(config["auto_map"], config["architectures"][0], processor)
     before, after = made["dense_bytes"] / made["dense_parameters"], num_bytes / parameters
     base = linked(made.get("base_model"), made.get("base_revision"))
@@ -59,10 +64,12 @@ def pruned_model_card(
         flops, dense_flops = made["flops"], made["dense_flops"]
         sizes.insert(2, ("FLOPs of the text decoder per token", si(dense_flops), si(flops), flops / dense_flops))
     estimate = made.get("estimated_divergence")
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    saved_by = f"quantisation ({quoted(method)})" if method else "another dtype"
     provenance = {
         "base model": base or "on no Hub repository",
         "pruner": pruner or "on no Hub repository",
-        "criterion": f"`{made['criterion']}`",
+        "criterion": quoted(made["criterion"]),
     }
     return render(
         "pruned_model.md.jinja",
@@ -77,16 +84,16 @@ def pruned_model_card(
         name,
         **load,
         pipeline=PIPELINES.get(str(load["auto_class"])),
-        base=base or f"A `{config['model_type']}` model that is on no Hub repository",
+        base=base or f"A {quoted(config['model_type'])} model that is on no Hub repository",
         pruner=pruner,
-        method=made["method"],
-        recovery=made.get("recovery"),
-        criterion=made["criterion"],
+        method=word(made["method"]),
+        recovery=word(made["recovery"]) if made.get("recovery") else None,
+        criterion=word(made["criterion"]),
         round_to=made["round_to"],
         judged=f", {when_judged(made.get('calibration'))}" if made.get("recovery") else "",
         estimate=f"{estimate:.2g}" if estimate is not None else None,
         dtype_note=(
-            f"Part of the memory is saved by another dtype: {before:.3g} bytes per parameter before, {after:.3g} after."
+            f"Part of the memory is saved by {saved_by}: {before:.3g} bytes per parameter before, {after:.3g} after."
             if abs(before / after - 1) > 0.01
             else None
         ),

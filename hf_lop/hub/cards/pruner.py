@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard
 
-from hf_lop.hub.cards.facts import metadata, plan_facts, render
+from hf_lop.hub.cards.facts import linked, metadata, plan_facts, quoted, render
 
 if TYPE_CHECKING:
     from hf_lop.learning.config import LOPConfig
@@ -47,7 +47,7 @@ def pruner_card(
             tags=["lop", "pruning", *tags],
         ),
         name,
-        base_name=f"[{base}](https://huggingface.co/{base})" if base else f"a `{config.base_model_type}` model",
+        base_name=linked(base, None) or f"a {quoted(config.base_model_type)} model",
         base_code=json.dumps(base or "path/to/base"),
         base_shell=shlex.quote(base or "path/to/base"),
         benchmark=(

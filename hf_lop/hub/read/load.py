@@ -1,8 +1,10 @@
 """Loading a model by id or folder with the class its config names, whole or not at all."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import (
@@ -16,6 +18,8 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.auto.auto_factory import _get_model_class
+from transformers.utils.hub import cached_file
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError, LOPError, UnsupportedModelError
 from hf_lop.units.configs import check_depth
@@ -51,6 +55,20 @@ def check_loaded(name: str, info: dict[str, Any]) -> None:
             )
 
 
+def check_numbers_of(name: str, model: PreTrainedModel) -> None:
+    """Check that all that a model holds is finite.
+
+    Raises:
+        CheckpointMismatchError: if something is not.
+    """
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise CheckpointMismatchError(
+                f"{name}: {key} holds numbers that are not finite, so whatever it is used for would be wrong in silence. It was "
+                "made of data that had such numbers, or it is damaged: fit it anew, or download it again."
+            )
+
+
 def read_config(name: str | Path, **hub: Any) -> PreTrainedConfig:
     """Read the config of a Hub id or folder; `hub` holds `revision`, `token` and the like.
 
@@ -58,10 +76,20 @@ def read_config(name: str | Path, **hub: Any) -> PreTrainedConfig:
         InvalidInputError: if there is none to be had.
     """
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(name, **hub)
+        # Without an answer, transformers would ask on the terminal whether to run a repository's own code.
+        config: PreTrainedConfig = AutoConfig.from_pretrained(name, **{"trust_remote_code": False, **hub})
     except LOPError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a config.json of no known model type
+        if _is_adapter(name, hub):
+            raise InvalidInputError(
+                f"{name} holds an adapter, not a model. Load its base model with it (PEFT), call merge_and_unload, and pass that."
+            ) from error
+        if "trust_remote_code" in str(error):
+            raise UnsupportedModelError(
+                f"{name} has code of its own, which hf_lop does not run: nobody could load a pruned model of it. Only models that "
+                "transformers itself can build are pruned."
+            ) from error
         raise InvalidInputError(f"{name} cannot be read as a model: {error} Pass a folder or a Hub id.") from error
     except (StrictDataclassError, TypeError, AttributeError, RecursionError, KeyError, ArithmeticError) as error:
         raise CheckpointMismatchError(
@@ -70,6 +98,34 @@ def read_config(name: str | Path, **hub: Any) -> PreTrainedConfig:
     for part in (config, *(getattr(config, key, None) for key in getattr(type(config), "sub_configs", {}))):
         check_depth(getattr(part, "num_hidden_layers", None))  # before a model of that depth is built
     return config
+
+
+def model_class(config: Any) -> Any:
+    """Return the class that a config names, else the one that its Auto class would choose.
+
+    Raises:
+        UnsupportedModelError: if the model does not generate text, or transformers has no such class: it is of the repository's
+            own code.
+    """
+    auto = auto_class(config)
+    named = (getattr(config, "architectures", None) or [None])[0]
+    if named is None:
+        return _get_model_class(config, auto._model_mapping)
+    found = getattr(transformers, str(named), None)
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        raise UnsupportedModelError(
+            f"Its config names the architecture {named!r}, which transformers has not: code of its own, or a newer "
+            "transformers. hf_lop prunes models that transformers itself can build, since nobody could load the others."
+        )
+    return found
+
+
+def _is_adapter(name: str | Path, hub: Mapping[str, Any]) -> bool:
+    options = {key: hub[key] for key in ("revision", "token", "cache_dir", "subfolder") if key in hub}
+    try:
+        return cached_file(name, "adapter_config.json", **options) is not None
+    except OSError:  # there is none, or no such repository
+        return False
 
 
 def auto_class(config: Any) -> Any:
@@ -108,7 +164,7 @@ def load_model(name: str | Path, *, config: PreTrainedConfig | None = None, **kw
     options = {"dtype": "auto", **kwargs, "config": config}
     options["ignore_mismatched_sizes"] = True  # check_loaded refuses them, and says why
     try:
-        model, info = auto_class(config).from_pretrained(name, output_loading_info=True, **options)
+        model, info = model_class(config).from_pretrained(name, output_loading_info=True, **options)
     except SafetensorError as error:
         raise CheckpointMismatchError(f"{name}: a weight file is damaged ({error}). Download it again.") from error
     check_loaded(str(name), info)

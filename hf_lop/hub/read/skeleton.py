@@ -14,11 +14,10 @@ from safetensors.torch import _TYPES as TORCH_DTYPES
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
-from transformers.models.auto.auto_factory import _get_model_class
 
 from hf_lop.errors import CheckpointMismatchError, LOPError, UnsupportedModelError
 from hf_lop.hub.read.checkpoint import Shards
-from hf_lop.hub.read.load import auto_class, check_loaded
+from hf_lop.hub.read.load import check_loaded, model_class
 
 # What transformers raises, among others, where a config holds what it did not expect.
 _ODD = (LookupError, ValueError, AssertionError, ArithmeticError, AttributeError, RuntimeError, TypeError)
@@ -66,7 +65,7 @@ def load_skeleton(name: str | Path, config: PreTrainedConfig, shards: Shards, **
         CheckpointMismatchError: if weights are missing or do not fit the config.
     """
     _check_ordinary(str(name), config, shards)
-    cls = _get_model_class(config, auto_class(config)._model_mapping)
+    cls = model_class(config)
     try:
         stored = _empty(config, shards)
         model, info = cls.from_pretrained(

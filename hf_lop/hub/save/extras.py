@@ -5,6 +5,7 @@ A repository of a pruned model has its remote code and its plot; an elastic one 
 
 import io
 import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,16 +14,18 @@ from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
 from hf_lop.hub.cards.elastic import elastic_card
-from hf_lop.hub.cards.facts import MARKER
+from hf_lop.hub.cards.facts import MARKER, plain_card
 from hf_lop.hub.cards.pruned import pruned_model_card
 from hf_lop.hub.cards.pruner import pruner_card
 from hf_lop.hub.elastic.write import PRUNER, TRANSPOSED, save_transposed
-from hf_lop.hub.read.names import hub_id
+from hf_lop.hub.read.checkpoint import open_shards
+from hf_lop.hub.read.names import is_hub_id, origin
 from hf_lop.hub.write.companions import PROCESSOR, TOKENIZER, base_metadata, copy_companions, matches
 from hf_lop.hub.write.push import WEIGHTS
 from hf_lop.hub.write.whole import write_whole
 from hf_lop.planning.plots import plot_estimate, plot_plans, plot_widths
 from hf_lop.units.configs import layer_counts, text_configs
+from hf_lop.units.measure import count_parameters
 from hf_lop.units.ship import remote_code
 
 if TYPE_CHECKING:
@@ -33,17 +36,42 @@ if TYPE_CHECKING:
 SHOWN = (0.2, 0.3, 0.5, 0.7)  # pruning ratios on the cards of pruners and elastic models
 
 
-def _write_figure(path: Path, figure: "Figure") -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_whole(path, buffer.getvalue())
+def _write_figure(path: Path, draw: "Callable[[], Figure]") -> None:
+    """Draw and write a figure. It never fails a save: what could not be drawn is said, and is not there."""
+    try:
+        buffer = io.BytesIO()
+        draw().savefig(buffer, format="png")
+    except Exception as error:  # whatever a config can hold that is not what a plot shows
+        warnings.warn(f"{path.name} could not be drawn: {type(error).__name__}: {error}", stacklevel=4)
+        path.unlink(missing_ok=True)  # of an earlier save, of something else
+    else:
+        write_whole(path, buffer.getvalue())
 
 
-def _write_card(directory: Path, card: ModelCard) -> None:
-    """Write a card unless the folder has one of the user's own."""
-    path = directory / "README.md"
-    if not path.exists() or MARKER in path.read_text(encoding="utf-8", errors="replace"):
-        write_whole(path, f"{card}\n".encode())
+def stale_weights(new: Path, old: Path) -> list[Path]:
+    """Return weights of an earlier save in another layout: loaders prefer a whole file to shards, old or not."""
+    found = []
+    for part in ("", TRANSPOSED, PRUNER):
+        names = {path.name for pattern in WEIGHTS for path in (new / part).glob(pattern)}
+        there = [path for pattern in WEIGHTS for path in (old / part).glob(pattern)]
+        found += [path for path in there if names and path.name not in names]
+    return found
+
+
+def _write_card(directory: Path, out: Path, name: str, card: Callable[[], ModelCard]) -> None:
+    """Write a card unless the folder has one of the user's own. It never fails a save, but says what it could not show."""
+    path, there = directory / "README.md", out / "README.md"
+    if there.exists() and MARKER not in there.read_text(encoding="utf-8", errors="replace"):
+        return
+    try:
+        text = str(card())
+    except Exception as error:  # whatever a config can hold that is not what a card shows
+        reason = f"{type(error).__name__}: {error}"
+        warnings.warn(
+            f"The card of {name} says only how to load it, as facts of its config are odd: {reason}", stacklevel=4
+        )
+        text = str(plain_card(name, reason))
+    write_whole(path, f"{text}\n".encode())
 
 
 def auto_map(model_type: str, config_class: str) -> dict[str, str]:
@@ -67,7 +95,12 @@ def pruned_widths(model: "PreTrainedModel") -> list[int] | None:
 
 
 def save_pruned_extras(
-    model: "PreTrainedModel", directory: str | Path, repo_id: str | None = None, *, tags: Iterable[str] = ()
+    model: "PreTrainedModel",
+    directory: Path,
+    repo_id: str | None = None,
+    *,
+    out: Path | None = None,
+    tags: Iterable[str] = (),
 ) -> None:
     """Complete a folder to which transformers saved a pruned model, so that it loads anywhere.
 
@@ -75,12 +108,12 @@ def save_pruned_extras(
 
     Args:
         model (`PreTrainedModel`): a pruned model.
-        directory (`str` or `Path`): the folder.
+        directory (`Path`): the folder.
         repo_id (`str`, *optional*): Hub id the card names; else the card names the folder.
+        out (`Path`, *optional*): where its files go from there; what is there of the user's own stays.
         tags (`Iterable[str]`): further tags of the card.
     """
-    directory = Path(directory)
-    widths = pruned_widths(model)
+    out, widths = out or directory, pruned_widths(model)
     if widths is None or not (directory / "config.json").is_file():
         return
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
@@ -90,41 +123,59 @@ def save_pruned_extras(
         write_whole(directory / name, code)
 
     made = config["pruning_config"]
-    processor, base_data = _companions(model, made, directory)
-    parameters = list(model.parameters())
-    card = pruned_model_card(
-        config,
-        name=repo_id or f"./{directory.resolve().name}",
-        widths=widths,
-        parameters=sum(p.numel() for p in parameters),
-        num_bytes=sum(p.numel() * p.element_size() for p in parameters),
-        processor=processor,
-        base_data=base_data,
-        tags=[*(model.model_tags or ()), *tags],
+    processor, base_data = _companions(model, made, directory, out)
+    name = repo_id or f"./{out.resolve().name}"
+    _write_figure(directory / "assets" / "widths.png", lambda: plot_widths(widths, made["dense_widths"]))
+    _write_card(
+        directory,
+        out,
+        name,
+        lambda: pruned_model_card(
+            config,
+            name=name,
+            widths=widths,
+            parameters=count_parameters(model),
+            num_bytes=weight_bytes(model, directory),
+            processor=processor,
+            base_data=base_data,
+            tags=[*(model.model_tags or ()), *tags],
+        ),
     )
-    _write_card(directory, card)
-    _write_figure(directory / "assets" / "widths.png", plot_widths(widths, made["dense_widths"]))
 
 
 def _companions(
-    model: "PreTrainedModel", made: Mapping[str, Any], directory: Path
+    model: "PreTrainedModel", made: Mapping[str, Any], directory: Path, out: Path
 ) -> tuple[str | None, dict[str, Any]]:
     """Copy processor files; return the Auto class that reads them, and the metadata of the base model's card."""
-    source, revision = model.name_or_path, getattr(model.config, "_commit_hash", None)
-    if not source or (hub_id(source) is None and not Path(source).is_dir()):  # a folder that is gone
-        source, revision = made.get("base_model"), made.get("base_revision")
-    base_data = copy_companions(source, revision, directory) if source else {}
-    names = [file.name for file in directory.iterdir()]
+    source, revision = origin(model)
+    if source is None and model.name_or_path and Path(model.name_or_path).is_dir():
+        source = str(model.name_or_path)
+    if source is None:
+        source, revision = (
+            value if is_hub_id(made.get("base_model")) and isinstance(value := made.get(key), str) else None
+            for key in ("base_model", "base_revision")
+        )
+    base_data = copy_companions(source, revision, directory, there=out) if source else {}
+    names = [file.name for folder in (directory, out) if folder.is_dir() for file in folder.iterdir()]
     processor, tokenizer = (any(matches(name, files) for name in names) for files in (PROCESSOR, TOKENIZER))
     return "AutoProcessor" if processor else "AutoTokenizer" if tokenizer else None, base_data
+
+
+def weight_bytes(model: "PreTrainedModel", directory: Path) -> int:
+    """Return the bytes of a model's weights: of a quantised one as they were saved, since it has more than parameters."""
+    if getattr(model.config, "quantization_config", None) is None:
+        return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    with open_shards(directory) as shards:
+        return sum(place.end - place.start for place in shards.places.values())
 
 
 def save_elastic_extras(
     model: "PreTrainedModel",
     pruner: "PreTrainedModel",
-    directory: str | Path,
+    directory: Path,
     repo_id: str | None = None,
     *,
+    out: Path | None = None,
     tags: Iterable[str] = (),
 ) -> None:
     """Complete a folder to which transformers saved a model with sorted neurons, so that it is an elastic repository.
@@ -135,29 +186,35 @@ def save_elastic_extras(
     Args:
         model (`PreTrainedModel`): a model that `make_elastic` sorted.
         pruner (`LOPPruner`): of the sorted model.
-        directory (`str` or `Path`): the folder.
+        directory (`Path`): the folder.
         repo_id (`str`, *optional*): Hub id the card names; else the card names the folder.
+        out (`Path`, *optional*): where its files go from there; what is there of the user's own stays.
         tags (`Iterable[str]`): further tags of the card.
     """
-    directory, made = Path(directory), model.config.elastic_config
+    out, made = out or directory, model.config.elastic_config
     save_transposed(directory, cast(Any, pruner).learned().directions, cast(Any, pruner).config.sketch_rows)
     PreTrainedModel.save_pretrained(pruner, directory / PRUNER)  # without a card of its own
-    processor, base_data = _companions(model, made, directory)
+    processor, base_data = _companions(model, made, directory, out)
     config: Any = pruner.config
     shown = [ratio for ratio in SHOWN if config.min_ratio <= ratio <= config.max_ratio] or [config.max_ratio]
     plans = {ratio: cast(Any, pruner).plan(ratio).widths for ratio in shown}
-    card = elastic_card(
-        json.loads((directory / "config.json").read_text(encoding="utf-8")),
-        config,
-        plans,
-        name=repo_id or f"./{directory.resolve().name}",
-        auto_maps=auto_map(model.config.model_type, type(model.config).__name__),
-        extra_bytes=sum(file.stat().st_size for name in WEIGHTS for file in (directory / TRANSPOSED).glob(name)),
-        processor=processor,
-        base_data=base_data,
-        tags=[*(model.model_tags or ()), *tags],
+    name = repo_id or f"./{out.resolve().name}"
+    _write_card(
+        directory,
+        out,
+        name,
+        lambda: elastic_card(
+            json.loads((directory / "config.json").read_text(encoding="utf-8")),
+            config,
+            plans,
+            name=name,
+            auto_maps=auto_map(model.config.model_type, type(model.config).__name__),
+            extra_bytes=sum(file.stat().st_size for name in WEIGHTS for file in (directory / TRANSPOSED).glob(name)),
+            processor=processor,
+            base_data=base_data,
+            tags=[*(model.model_tags or ()), *tags],
+        ),
     )
-    _write_card(directory, card)
     _write_plots(directory, config, plans, lambda ratio: cast(Any, pruner).plan(ratio).widths)
 
 
@@ -168,22 +225,25 @@ def _write_plots(
     plan: Callable[[float], Sequence[int]],
 ) -> None:
     """Draw the plans that a card shows and, where there are probes, the estimated quality of all sizes."""
-    _write_figure(directory / "assets" / "plans.png", plot_plans(plans, config.size.widths))
-    if config.probes:
-        curve = {
-            ratio: config.estimate(plan(ratio)) or 0.0 for ratio in [config.max_ratio * i / 12 for i in range(13)]
-        }
+
+    def quality() -> "Figure":
+        shown = [config.max_ratio * i / 12 for i in range(13)]
+        curve = {ratio: config.estimate(plan(ratio)) or 0.0 for ratio in shown}
         found = {row["ratio"]: row["reward"] for row in config.search_table or () if "reward" in row}
-        figure = plot_estimate(curve, found, (config.calibration or {}).get("reward"))
-        _write_figure(directory / "assets" / "quality.png", figure)
+        return plot_estimate(curve, found, (config.calibration or {}).get("reward"))
+
+    _write_figure(directory / "assets" / "plans.png", lambda: plot_plans(plans, config.size.widths))
+    if config.probes:
+        _write_figure(directory / "assets" / "quality.png", quality)
 
 
 def save_pruner_extras(
     config: "LOPConfig",
     plan: Callable[[float], Sequence[int]],
-    directory: str | Path,
+    directory: Path,
     repo_id: str | None = None,
     *,
+    out: Path | None = None,
     tags: Iterable[str] = (),
 ) -> None:
     """Write card and plots of a pruner.
@@ -191,18 +251,15 @@ def save_pruner_extras(
     Args:
         config (`LOPConfig`): the pruner's config.
         plan (`Callable`): the widths `[L]` it plans for a pruning ratio.
-        directory (`str` or `Path`): folder the pruner was saved to.
+        directory (`Path`): folder the pruner was saved to.
         repo_id (`str`, *optional*): Hub id the card names; else the card names the folder.
+        out (`Path`, *optional*): where its files go from there; a card of the user's own there stays.
         tags (`Iterable[str]`): further tags of the card.
     """
-    directory, low, high = Path(directory), config.min_ratio, config.max_ratio
+    out = out or directory
+    low, high = config.min_ratio, config.max_ratio
     plans = {ratio: plan(ratio) for ratio in [r for r in SHOWN if low <= r <= high] or [high]}
     _write_plots(directory, config, plans, plan)
-    card = pruner_card(
-        config,
-        plans,
-        name=repo_id or f"./{directory.resolve().name}",
-        base_data=base_metadata(config.base_model, config.base_revision) if config.base_model else None,
-        tags=tags,
-    )
-    _write_card(directory, card)
+    name = repo_id or f"./{out.resolve().name}"
+    base_data = base_metadata(config.base_model, config.base_revision) if config.base_model else None
+    _write_card(directory, out, name, lambda: pruner_card(config, plans, name=name, base_data=base_data, tags=tags))

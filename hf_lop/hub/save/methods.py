@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_lop.hub.elastic.write import kept_pruner
-from hf_lop.hub.save.extras import pruned_widths, save_elastic_extras, save_pruned_extras
+from hf_lop.hub.save.check import check_saved
+from hf_lop.hub.save.extras import pruned_widths, save_elastic_extras, save_pruned_extras, stale_weights
 from hf_lop.hub.write.companions import PROCESSOR, TERMS, TOKENIZER
-from hf_lop.hub.write.push import STALE, WEIGHTS, open_repository, push_folder
+from hf_lop.hub.write.push import STALE, open_repository, push_folder
+from hf_lop.hub.write.whole import filled_folder
+from hf_lop.units.slice import check_finished, list_counts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,6 +57,7 @@ def save_pretrained(
         *args: see transformers.
         **kwargs: see transformers; for a pruned model `repo_id` is also the name its card uses.
     """
+    check_finished(model)
     if _saved_by_transformers(model):
         with _unmarked(model):
             return original(model, save_directory, is_main_process, state_dict, push_to_hub, *args, **kwargs)
@@ -65,17 +69,19 @@ def save_pretrained(
     main = model.should_save_on_this_rank(is_main_process)
     if push_to_hub and main:
         api, repo_id, own_card = open_repository(repo_id or directory.name, token=kwargs.get("token"), **target)
-    before = _file_times(directory)
-    original(model, save_directory, is_main_process, state_dict, False, *args, **kwargs)
-    if main:
-        if kwargs.get("variant") is None:
-            _remove_stale_weights(directory)
+    if not main:
+        return original(model, directory, is_main_process, state_dict, False, *args, **kwargs)
+    list_counts(model)
+    with filled_folder(directory, stale_weights if kwargs.get("variant") is None else lambda *_: ()) as folder:
+        original(model, folder, is_main_process, state_dict, False, *args, **kwargs)
         if pruner := kept_pruner(model):
-            save_elastic_extras(model, pruner, directory, repo_id, tags=tags)
+            save_elastic_extras(model, pruner, folder, repo_id, out=directory, tags=tags)
         else:
-            save_pruned_extras(model, directory, repo_id, tags=tags)
-    if push_to_hub and main:
-        saved = [name for name, time in _file_times(directory).items() if before.get(name) != time]
+            save_pruned_extras(model, folder, repo_id, out=directory, tags=tags)
+        if kwargs.get("variant") is None:
+            check_saved(model, folder, state_dict, save_original_format=kwargs.get("save_original_format", True))
+        saved = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    if push_to_hub:
         target.pop("private")
         api.upload_folder(
             repo_id=repo_id,
@@ -87,17 +93,6 @@ def save_pretrained(
             **{**texts, "commit_message": texts["commit_message"] or "Upload model"},
         )
     return None
-
-
-def _remove_stale_weights(directory: Path) -> None:
-    """Remove what an earlier save in the other layout left: loaders prefer a whole file to shards, old or not."""
-    whole, shard, index = WEIGHTS
-    stale = whole if any(directory.glob(shard)) else index  # transformers removes old shards itself
-    (directory / stale).unlink(missing_ok=True)
-
-
-def _file_times(directory: Path) -> dict[str, int]:
-    return {f.relative_to(directory).as_posix(): f.stat().st_mtime_ns for f in directory.rglob("*") if f.is_file()}
 
 
 def push_to_hub(original: Callable[..., Any], model: "PreTrainedModel", repo_id: str, **kwargs: Any) -> Any:

@@ -1,10 +1,11 @@
 """A file or a folder that appears whole or not at all."""
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -12,20 +13,24 @@ from filelock import FileLock, Timeout
 
 from hf_lop.errors import InvalidInputError
 
+LAST = "config.json"  # without it, a folder is no model
+
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file that appears whole or not at all, in place of the one that is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())  # a name must not be safe on disk before what it names
-            os.chmod(file.name, 0o644)  # temporary files are private, repositories are not
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+        os.chmod(name, 0o644)  # temporary files are private, repositories are not
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+    sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -39,7 +44,7 @@ def whole_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         InvalidInputError: if something is in its place, or another process writes it.
     """
-    with Partial(out) as partial:
+    with Partial(out) as partial, _full_disk_said(out):
         partial.clear()  # what a process left that was killed
         try:
             partial.folder.mkdir()
@@ -49,6 +54,56 @@ def whole_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
         finally:
             partial.clear()
             partial.leave()
+
+
+@contextlib.contextmanager
+def filled_folder(out: Path, stale: Callable[[Path, Path], Iterable[Path]]) -> Iterator[Path]:
+    """Give an empty folder of the same name, whose files go into the one that is meant at the end, or vanish with an error.
+
+    Where that has files already, those of the same names are replaced, all others stay. Its config.json goes first and the
+    new one comes last, so that no loader takes what a kill has left in between.
+
+    Args:
+        out (`Path`): the folder to fill; made if it is not there.
+        stale (`Callable`): given the new folder and `out`, returns files of an earlier save that must not stay.
+
+    Raises:
+        InvalidInputError: if another process writes it, or the disk is full.
+    """
+    if not out.is_dir() or (not any(out.iterdir()) and not os.path.ismount(out)):
+        with whole_folder(out) as folder:
+            yield folder
+        return
+    with Partial(out / out.resolve().name) as partial, _full_disk_said(out):
+        partial.clear()
+        try:
+            partial.folder.mkdir()
+            yield partial.folder
+            sync_all(partial.folder)
+            for path in (out / LAST, *stale(partial.folder, out)):
+                path.unlink(missing_ok=True)
+            sync(out)
+            files = [path.relative_to(partial.folder) for path in partial.folder.rglob("*") if path.is_file()]
+            for file in sorted(files, key=lambda file: (file == Path(LAST), file)):
+                (out / file).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(partial.folder / file, out / file)
+            sync_all_folders(out, files)
+        finally:
+            partial.clear()
+            partial.leave()
+
+
+@contextlib.contextmanager
+def _full_disk_said(out: Path) -> Iterator[None]:
+    """Say that a disk is full as a sentence; safetensors has an error of its own for it."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+            raise InvalidInputError(
+                f"The disk of {out} is full, so nothing was written. Free some room, and do the same again."
+            ) from error
+        raise
 
 
 class Partial:
@@ -165,6 +220,12 @@ def sync_all(folder: Path) -> None:
     for path in (*folder.rglob("*"), folder):
         if path.is_file() or path.is_dir():
             sync(path)
+
+
+def sync_all_folders(folder: Path, files: Iterable[Path]) -> None:
+    """Make the names of files in a folder safe on disk."""
+    for parent in {folder, *((folder / file).parent for file in files)}:
+        sync(parent)
 
 
 def sync(path: Path) -> None:
