@@ -1,5 +1,6 @@
 """The command line: `hf-lop`. Data goes to stdout, progress and messages to stderr."""
 
+import json
 import sys
 from typing import Annotated
 
@@ -24,6 +25,7 @@ app = typer.Typer(
     help="Learned pruning of multimodal LLMs: any size from one Hub repository.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # help has brackets in it, which markup would take for its own
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -52,11 +54,16 @@ for _command in (
 
 
 def main() -> None:
-    """Run the command line; an error the user can mend is one line on stderr and exit code 1."""
+    """Run the command line; an error the user can mend is one line on stderr and exit code 1.
+
+    With `--json`, it is `{"error": message, "kind": name of its class}` on stdout as well.
+    """
     from hf_lop.errors import LOPError
 
     try:
         app()
     except (LOPError, OSError) as error:
         note(f"Error: {error}")
+        if "--json" in sys.argv[1:]:
+            typer.echo(json.dumps({"error": str(error), "kind": type(error).__name__}))
         sys.exit(1)

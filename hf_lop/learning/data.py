@@ -2,7 +2,8 @@
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,23 @@ def read_rows(source: str, *, split: str = "train") -> Any:
     if path.suffix in builders:
         if not path.is_file():
             raise InvalidInputError(f"{source} is no file. Pass a file, or the Hub id of a dataset.")
-        return datasets.load_dataset(builders[path.suffix], data_files=str(path), split="train")
+        call = partial(datasets.load_dataset, builders[path.suffix], data_files=str(path), split="train")
+        return _loaded(source, call)
     if path.exists():
         raise InvalidInputError(f"{source} is of no known kind; pass a file ending in {', '.join(builders)}.")
-    return datasets.load_dataset(source, split=split)
+    return _loaded(source, partial(datasets.load_dataset, source, split=split))
+
+
+def _loaded(source: str, load: Callable[[], Any]) -> Any:
+    from datasets.exceptions import DatasetsError
+
+    try:
+        return load()
+    except (DatasetsError, ValueError, OSError) as error:
+        cause = error.__cause__ or error
+        raise InvalidInputError(
+            f"{source} cannot be read as data: {cause} Pass a file with one sample per row, or the Hub id of a dataset."
+        ) from error
 
 
 def split_rows(rows: Sequence[Any], parts: Sequence[int], seed: int = 0) -> list[list[Any]]:

@@ -6,6 +6,7 @@ a search is a folder with one such file per process, whose entries are evaluatio
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any, BinaryIO, Self, TypeVar
 from hf_lop.errors import InvalidInputError
 
 Entry = TypeVar("Entry")
+AGAIN = "Delete it: what it held is measured again."
 
 
 def open_entries(path: Path, header: Mapping[str, Any]) -> BinaryIO:
@@ -25,14 +27,42 @@ def open_entries(path: Path, header: Mapping[str, Any]) -> BinaryIO:
     Args:
         path (`Path`): the file; made, with its first line, if it does not exist.
         header (`Mapping`): that line: the settings that entries depend on, or what holds them, as JSON types.
+
+    Returns:
+        `BinaryIO`: the file, which no other process opens until it is closed.
+
+    Raises:
+        InvalidInputError: if another process has it open.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n"):
-        os.truncate(path, content.rfind(b"\n") + 1)
     file = path.open("ab")
-    if not file.tell():
-        add_entry(file, header)
+    try:
+        _lock(file, path)
+        if (content := path.read_bytes()) and not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
+            file.seek(0, os.SEEK_END)
+        if not file.tell():
+            add_entry(file, header)
+    except BaseException:
+        file.close()
+        raise
     return file
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Keep other processes from a file until it is closed: what one is writing would look unfinished to the other."""
+    try:
+        import fcntl
+    except ImportError:  # no POSIX
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InvalidInputError(
+            f"Another process is writing {path}. Wait for it, or use another folder for this run."
+        ) from error
+    except OSError:  # a file system without locks
+        return
 
 
 def add_entry(file: BinaryIO, entry: Mapping[str, Any]) -> None:
@@ -68,7 +98,7 @@ def read_entries(
                 parsed = parse(entry)
             else:
                 written = settings_of(entry)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InvalidInputError(
                 f"Line {number} of {path} is no entry of a journal ({error!r}). Delete that line, or start a new folder."
             ) from error
@@ -195,7 +225,27 @@ def read_journal(path: str | Path, settings: Mapping[str, Any] | None = None) ->
 
 
 def _evaluation(entry: dict[str, Any]) -> Evaluation:
-    return Evaluation(float(entry["target"]), tuple(entry["widths"]), float(entry["reward"]))
+    target, widths, reward = entry["target"], entry["widths"], entry["reward"]
+    if not all(type(number) in (int, float) and math.isfinite(number) for number in (target, reward)):
+        raise ValueError(f"target {target!r} and reward {reward!r} must be numbers")
+    if not isinstance(widths, list) or not all(type(width) is int and width > 0 for width in widths):
+        raise ValueError(f"widths {widths!r} must be a list of positive integers")
+    return Evaluation(float(target), tuple(widths), float(reward))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file of a journal that holds one JSON object.
+
+    Raises:
+        InvalidInputError: if it is torn or damaged.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{path} is no file of a journal ({error!r}). {AGAIN}") from error
+    if not isinstance(found, dict):
+        raise InvalidInputError(f"{path} is no file of a journal: it holds no JSON object. {AGAIN}")
+    return found
 
 
 def merge_journals(folder: str | Path, settings: Mapping[str, Any] | None = None) -> list[Evaluation]:

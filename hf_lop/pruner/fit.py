@@ -146,7 +146,8 @@ def fit(model: PreTrainedModel, calibration: Batches, validation: Batches, recip
     run.settings = settings_of(model, size, order, recipe) | prints
     bench = judge_of(model, units, order, statistics, sketches, validation, recipe, run)
     with run.phase("probes"):
-        damage = run.array("probes", lambda: probe_layers(bench, PROBE_RATIOS, (0.0, CONTEXT)))
+        shape = (2, len(units), len(PROBE_RATIOS))
+        damage = run.array("probes", shape, lambda: probe_layers(bench, PROBE_RATIOS, (0.0, CONTEXT)))
     table = plan_targets(damage, size, bench, recipe, run)
     with run.phase("predictor"):
         predictor, loss = train(table, len(units), recipe)

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from hf_lop.errors import InvalidInputError
 from hf_lop.hub.write.whole import write_whole
 from hf_lop.learning.processes import launched
-from hf_lop.planning.journal import Journal, check_settings
+from hf_lop.planning.journal import AGAIN, Journal, check_settings, read_json
 
 
 class Run:
@@ -42,18 +43,18 @@ class Run:
             known: dict[str, float] = {}
             path = None if self.folder is None else self.folder / "seconds.json"
             if path is not None and path.is_file():
-                known = json.loads(path.read_text(encoding="utf-8"))
+                known = read_json(path)
             if path is not None and name not in known:
                 write_whole(path, json.dumps({**known, name: spent}).encode())
             return known.get(name, spent)
 
         self.seconds[name] = self.processes.from_main(first)
 
-    def array(self, name: str, measure: Callable[[], np.ndarray]) -> np.ndarray:
-        """Return a measurement from the file of its name, or make it and write the file.
+    def array(self, name: str, shape: tuple[int, ...], measure: Callable[[], np.ndarray]) -> np.ndarray:
+        """Return a measurement of a shape from the file of its name, or make it and write the file.
 
         Raises:
-            InvalidInputError: if it was measured under other settings.
+            InvalidInputError: if it was measured under other settings, or the file is damaged.
         """
         if self.folder is None:
             return measure()
@@ -62,9 +63,17 @@ class Run:
         def read() -> np.ndarray | None:
             if not path.is_file():
                 return None
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            check_settings(path, stored["settings"], wanted)
-            return np.array(stored["damage"])
+            stored = read_json(path)
+            check_settings(path, stored.get("settings") or {}, wanted)
+            try:
+                damage = np.array(stored["damage"])
+            except (KeyError, ValueError) as error:
+                raise InvalidInputError(f"{path} is no measurement of a fit ({error!r}). {AGAIN}") from error
+            if damage.shape != shape or damage.dtype.kind not in "fi" or not np.isfinite(damage).all():
+                raise InvalidInputError(
+                    f"{path} is no measurement of a fit: finite numbers {list(shape)} belong there. {AGAIN}"
+                )
+            return damage
 
         found = self.processes.from_main(read)
         if found is None:

@@ -264,3 +264,17 @@ def test_a_recovery_that_cannot_be_done_is_refused(monkeypatch, capsys, folders,
     ):
         assert words in fails(monkeypatch, capsys, *command, "--recover", recover)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_error_is_json_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["hf-lop", "inspect", str(tmp_path), "--json"])
+    with pytest.raises(SystemExit):
+        main()
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert found["kind"] == "InvalidInputError"
+    assert captured.err == f"Error: {found['error']}\n"
+
+
+def test_help_shows_brackets():
+    assert '"ratios": [one per' in " ".join(CliRunner().invoke(app, ["train-predictor", "--help"]).stdout.split())

@@ -82,3 +82,10 @@ def test_files(tmp_path):
         read_rows(str(tmp_path / "missing.json"))
     with pytest.raises(InvalidInputError, match="no known kind"):
         read_rows(str(tmp_path))
+
+
+@pytest.mark.parametrize(("name", "content"), [("torn.json", '[{"text": "a"'), ("odd.parquet", "no parquet")])
+def test_a_damaged_file_is_named(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InvalidInputError, match=rf"{name} cannot be read as data"):
+        read_rows(str(tmp_path / name))

@@ -91,10 +91,33 @@ def test_a_damaged_line_is_named(tmp_path):
     journalled(tmp_path, MCTS)
     path = tmp_path / "evaluations-00000.jsonl"
     lines = path.read_bytes().split(b"\n")
-    for damage in (b"\x00\x00\x00", b"[1, 2]", b'{"target": 0.4, "widths": 3, "reward": 1.0}'):
+    good = b'"target": 0.4, "widths": [40, 64, 64, 72]'
+    for damage in (
+        *(b"\x00\x00\x00", b"[1, 2]", b'{"target": 0.4, "widths": 3, "reward": 1.0}'),
+        *(
+            b"{%s, " % good + reward
+            for reward in (b'"reward": "7"}', b'"reward": NaN}', b'"reward": true}', b'"reward": []}')
+        ),
+        *(
+            b'{"target": 0.4, "reward": 1, "widths": ' + widths + b"}"
+            for widths in (b"[[40]]", b'["40"]', b"[4.0]", b"[-1]")
+        ),
+        b'{"target": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    ):
         path.write_bytes(b"\n".join([*lines[:4], damage, *lines[5:]]))
         with pytest.raises(InvalidInputError, match=r"Line 5 of .*evaluations-00000\.jsonl is no entry"):
             Journal(tmp_path, SETTINGS)
+
+
+def test_only_one_process_writes_a_file(tmp_path):
+    code = "import sys; from hf_lop.planning.journal import Journal; Journal(sys.argv[1], {})"
+    with Journal(tmp_path, {}) as journal:
+        journal.add(0.4, (1, 2), 3.0)
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+        assert "Another process is writing" in done.stderr
+    with Journal(tmp_path, {}) as journal:
+        assert journal.get((1, 2)) == 3.0
+    assert [path.name for path in tmp_path.iterdir()] == ["evaluations-00000.jsonl"]
 
 
 def test_other_settings_are_refused_with_what_differs(tmp_path):
@@ -119,7 +142,10 @@ def test_other_settings_are_refused_with_what_differs(tmp_path):
 
 
 def test_equal_settings_are_equal_in_any_order_and_as_tuples(tmp_path):
-    with Journal(tmp_path, {"a": 1, "b": (1, 2)}) as first, Journal(tmp_path, {"b": [1, 2], "a": 1}) as second:
+    with (
+        Journal(tmp_path, {"a": 1, "b": (1, 2)}) as first,
+        Journal(tmp_path, {"b": [1, 2], "a": 1}, process=1) as second,
+    ):
         assert first.fingerprint == second.fingerprint
 
 

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -266,3 +267,35 @@ def test_probes_after_recovery_are_kept_apart_in_the_journal(built, tmp_path):
 def test_a_recovery_that_cannot_judge_is_refused(built, changes, words):
     with pytest.raises(InvalidInputError, match=words):
         LOPPruner.fit(built["gated"], text_batches(1)[:1], text_batches(1, seed=1), **changes)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b'{"settings": {', b"[]", b"{}", b"null", b'"x"', b"[" * 100_000, b"\xff\xfe"],
+)
+def test_a_damaged_file_of_a_journal_is_named(llama, tmp_path, content):
+    fit = partial(LOPPruner.fit, llama, text_batches(2), text_batches(1, seed=1), predictor="mlp", journal=tmp_path)
+    whole = fit().config.probes
+    seconds = (tmp_path / "seconds.json").read_bytes()
+    (tmp_path / "probes.json").write_bytes(content)
+    with pytest.raises(InvalidInputError, match=r"probes\.json (is no|was written under other)"):
+        fit()
+    (tmp_path / "probes.json").unlink()
+    (tmp_path / "seconds.json").write_bytes(content)
+    if content != b"{}":
+        with pytest.raises(InvalidInputError, match=r"seconds\.json is no"):
+            fit()
+        (tmp_path / "seconds.json").write_bytes(seconds)
+    assert fit().config.probes == whole
+
+
+@pytest.mark.parametrize(
+    "change", [lambda rows: rows[:1], lambda rows: [["7"] * 8] * 8, lambda rows: [[None]], lambda _: 7]
+)
+def test_other_numbers_than_a_fit_writes_are_no_probes(llama, tmp_path, change):
+    fit = partial(LOPPruner.fit, llama, text_batches(2), text_batches(1, seed=1), predictor="mlp", journal=tmp_path)
+    fit()
+    stored = json.loads((tmp_path / "probes.json").read_text())
+    (tmp_path / "probes.json").write_text(json.dumps({**stored, "damage": change(stored["damage"])}))
+    with pytest.raises(InvalidInputError, match=r"probes\.json is no measurement"):
+        fit()

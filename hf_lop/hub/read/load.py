@@ -81,7 +81,7 @@ def read_config(name: str | Path, **hub: Any) -> PreTrainedConfig:
     except LOPError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a config.json of no known model type
-        if _is_adapter(name, hub):
+        if _is_adapter(name, error, hub):
             raise InvalidInputError(
                 f"{name} holds an adapter, not a model. Load its base model with it (PEFT), call merge_and_unload, and pass that."
             ) from error
@@ -120,11 +120,16 @@ def model_class(config: Any) -> Any:
     return found
 
 
-def _is_adapter(name: str | Path, hub: Mapping[str, Any]) -> bool:
+def _is_adapter(name: str | Path, error: Exception, hub: Mapping[str, Any]) -> bool:
+    """Whether what has no config.json has that of an adapter; the Hub is not asked where it has not answered before."""
+    if Path(name).is_dir():
+        return (Path(name) / "adapter_config.json").is_file()
     options = {key: hub[key] for key in ("revision", "token", "cache_dir", "subfolder") if key in hub}
     try:
-        return cached_file(name, "adapter_config.json", **options) is not None
-    except OSError:  # there is none, or no such repository
+        return (
+            "does not appear to have" in str(error) and cached_file(name, "adapter_config.json", **options) is not None
+        )
+    except OSError:
         return False
 
 
