@@ -1,10 +1,11 @@
 """Cutting a model to a budget with what a pruner knows, in memory or from file to file."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -25,7 +26,8 @@ from hf_lop.planning.budget import Budget, Floats
 from hf_lop.planning.plan import Plan, check_feasible, plan_budget
 from hf_lop.pruner.methods import METHODS, check_method, choose
 from hf_lop.recovery.by_layer import set_output_weights
-from hf_lop.recovery.choose import check_by_rows, choose_recovery, recovered_weights, row_solver
+from hf_lop.recovery.choose import FROM_DATA, check_by_rows, choose_recovery, recovered_weights, row_solver
+from hf_lop.recovery.held_out import HeldOut, split, too_few
 from hf_lop.units.configs import FORMAT
 from hf_lop.units.measure import ffn_seconds, measure_size
 from hf_lop.units.size import ModelSize
@@ -109,19 +111,18 @@ def prune_model(
         `PreTrainedModel`: the same object.
     """
     recovery = cut.recovery(config, data=data is not None, by_name=isinstance(model, str | Path))
-    if isinstance(model, str | Path):
-        model = load_model(model, **at_base(config, model))
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise InvalidInputError(
-            f"model is a {type(model).__name__} around a model. Prune what is in it, model.module."
-        )
-    if not isinstance(model, nn.Module):
-        raise InvalidInputError(f"model is a {type(model).__name__}; pass a model, a Hub id or a folder.")
+    model = dense_model(config, model)
     units, learned = prunable_units(model), learned.of_model(model.config)
     check_classes(model)
     plan, kept = cut.plan(config, learned, predict, model, units)
+    batches: Sequence[Mapping[str, Any]] = list(data or ())
+    judge = None
     recovery = recovery if plan.neurons_removed else None
-    batches = list(data or ())
+    if recovery in FROM_DATA:
+        recovery = enough_data(recovery, cut, config, batches, max(len(pieces) * units[0].block for pieces in kept))
+    if recovery in FROM_DATA and cut.recover == "auto":
+        batches, held = split(model, batches)
+        judge = HeldOut(model, held) if held else None
 
     def recovered(name: str | None) -> list[torch.Tensor] | None:
         return recovered_weights(name, model, units, kept, learned.statistics, learned.directions, batches)
@@ -135,10 +136,40 @@ def prune_model(
         weights = recovered(recovery)
     with changing(model, "prune"):
         narrow = slice_units(model, kept, units)
-        if weights is not None:
+        if weights is not None and judge is not None:
+            recovery = recovery if judge.set_if_better(model, narrow, weights) else None
+        elif weights is not None:
             set_output_weights(model, narrow, weights)
         record(config, model, plan, method=cut.method, recovery=recovery, round_to=cut.budget.round_to)
     return model
+
+
+def dense_model(config: LOPConfig, model: Any) -> PreTrainedModel:
+    """Return the model to prune, loaded if it is a name.
+
+    Raises:
+        InvalidInputError: if it is no model.
+    """
+    if isinstance(model, str | Path):
+        return load_model(model, **at_base(config, model))
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise InvalidInputError(
+            f"model is a {type(model).__name__} around a model. Prune what is in it, model.module."
+        )
+    if not isinstance(model, nn.Module):
+        raise InvalidInputError(f"model is a {type(model).__name__}; pass a model, a Hub id or a folder.")
+    return cast(PreTrainedModel, model)
+
+
+def enough_data(
+    recovery: str | None, cut: Cut, config: LOPConfig, batches: Sequence[Mapping[str, Any]], widest: int
+) -> str | None:
+    """Return the recovery to use where data may be too little for least squares: "auto" does without it then."""
+    if few := too_few(batches, widest):
+        if cut.recover == "auto":
+            recovery = "sketch" if config.sketch_rows else None
+        warnings.warn(f"{few}. Recovery is {recovery}; give more data.", stacklevel=4)
+    return recovery
 
 
 def prune_files(

@@ -223,7 +223,8 @@ class LOPPruner(PreTrainedModel):
                 `data`, every layer by itself; "sketch", the same on this pruner's sketch of the activations; "fold", their
                 mean, from the stored statistics; or None. The
                 default, "auto", is "sequential" with `data` ("lstsq" where the layers do not allow that), else "sketch" if there
-                is one, else None. `config.pruning_config["recovery"]` says which it was.
+                is one, else None. It holds out one batch of five, and takes the recovery back if these answers get worse by
+                it; it does without `data` of fewer tokens than a layer keeps neurons. `config.pruning_config["recovery"]` says which it was.
             data (`Iterable[Mapping]`, *optional*): batches of model inputs like those the model shall work on.
             strict (`bool`): refuse, instead of warn about, another commit of the base model.
             output_dir (`str` or `Path`, *optional*): new or empty folder; with it, `model` must be a Hub id or folder, and is
