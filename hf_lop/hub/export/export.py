@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from hf_lop.hub.read.files import Folder
 from hf_lop.hub.read.load import auto_class, load_model, read_config
 from hf_lop.hub.read.names import hub_id
 from hf_lop.hub.write.companions import PROCESSOR, TERMS, TOKENIZER, copy_companions, matches, stays_inside
-from hf_lop.hub.write.push import WEIGHTS, open_repository
+from hf_lop.hub.write.push import WEIGHTS, Target, open_repository
 from hf_lop.hub.write.whole import check_new, check_replaceable, whole_folder, write_whole
 from hf_lop.learning.config import LOPConfig
 from hf_lop.units.configs import DENSE_WIDTH, layer_widths
@@ -132,39 +133,36 @@ def export(
     plans = {"dense": dense, "pruned": widths, "exported": exported}
     parameters = {name: size.parameters_at(plan) for name, plan in plans.items()}
     neurons = {name: sum(plan) for name, plan in plans.items()}
-    repo_id = None
+    revision = revision or to.replace("_", "-")
+    repository: AbstractContextManager[Target | None] = nullcontext()
     if push_to is not None:
-        revision = revision or to.replace("_", "-")
-        api, repo_id, own_card = open_repository(
-            push_to, private=private, token=token, revision=revision, create_pr=False
-        )
-    with whole_folder(out) as folder:
-        base_data = _write(str(model), config, to, folder, widths, max(dense), token)
-        name = repo_id or f"./{out.name}"
-        card = export_card(
-            to,
-            name=name,
-            source=hub_id(model),
-            made=getattr(config, "pruning_config", None) or {},
-            auto_class=auto_class(config).__name__,
-            file=next((path.name for path in folder.glob("*.gguf")), None),
-            parameters=parameters,
-            neurons=neurons,
-            base_data=base_data,
-            revision=revision if repo_id else None,
-        )
-        write_whole(folder / "README.md", f"{card}\n".encode())
-    url = None
-    if repo_id is not None:
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=out,
-            revision=revision,
-            commit_message=f"Export as {to}",
-            ignore_patterns=None if own_card is None else ["README.md"],
-            delete_patterns=list(WEIGHTS),
-        )
-        url = str(commit.commit_url)
+        repository = open_repository(push_to, private=private, token=token, revision=revision, create_pr=False)
+    with repository as target:
+        with whole_folder(out) as folder:
+            base_data = _write(str(model), config, to, folder, widths, max(dense), token)
+            card = export_card(
+                to,
+                name=target.repo_id if target else f"./{out.name}",
+                source=hub_id(model),
+                made=getattr(config, "pruning_config", None) or {},
+                auto_class=auto_class(config).__name__,
+                file=next((path.name for path in folder.glob("*.gguf")), None),
+                parameters=parameters,
+                neurons=neurons,
+                base_data=base_data,
+                revision=revision if target else None,
+            )
+            write_whole(folder / "README.md", f"{card}\n".encode())
+        url = None
+        if target is not None:
+            commit = target.upload(
+                folder_path=out,
+                revision=revision,
+                commit_message=f"Export as {to}",
+                ignore_patterns=None if target.card is None else ["README.md"],
+                delete_patterns=list(WEIGHTS),
+            )
+            url = str(commit.commit_url)
     files = tuple(sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()))
     facts = FORMATS[to]
     return Export(to, str(out), files, tuple(exported), parameters, neurons, facts.tested, facts.saves, url)

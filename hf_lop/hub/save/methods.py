@@ -67,32 +67,39 @@ def save_pretrained(
     target = {key: kwargs.pop(key, None) for key in ("private", "revision")}
     target["create_pr"] = kwargs.pop("create_pr", False)
     main = model.should_save_on_this_rank(is_main_process)
-    if push_to_hub and main:
-        api, repo_id, own_card = open_repository(repo_id or directory.name, token=kwargs.get("token"), **target)
     if not main:
-        return original(model, directory, is_main_process, state_dict, False, *args, **kwargs)
+        original(model, directory, is_main_process, state_dict, False, *args, **kwargs)
+        return
+
+    def save() -> list[str]:
+        variant = kwargs.get("variant") is not None
+        with filled_folder(directory, (lambda *_: ()) if variant else stale_weights) as folder:
+            original(model, folder, is_main_process, state_dict, False, *args, **kwargs)
+            if pruner := kept_pruner(model):
+                save_elastic_extras(model, pruner, folder, repo_id, out=directory, tags=tags)
+            else:
+                save_pruned_extras(model, folder, repo_id, out=directory, tags=tags)
+            if not variant:
+                original_format = kwargs.get("save_original_format", True)
+                check_saved(model, folder, state_dict, save_original_format=original_format)
+            return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
     list_counts(model)
-    with filled_folder(directory, stale_weights if kwargs.get("variant") is None else lambda *_: ()) as folder:
-        original(model, folder, is_main_process, state_dict, False, *args, **kwargs)
-        if pruner := kept_pruner(model):
-            save_elastic_extras(model, pruner, folder, repo_id, out=directory, tags=tags)
-        else:
-            save_pruned_extras(model, folder, repo_id, out=directory, tags=tags)
-        if kwargs.get("variant") is None:
-            check_saved(model, folder, state_dict, save_original_format=kwargs.get("save_original_format", True))
-        saved = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    if push_to_hub:
+    if not push_to_hub:
+        save()
+        return
+    with open_repository(repo_id or directory.name, token=kwargs.get("token"), **target) as repository:
+        repo_id = repository.repo_id
+        saved = save()
         target.pop("private")
-        api.upload_folder(
-            repo_id=repo_id,
+        repository.upload(
             folder_path=directory,
             allow_patterns=[*saved, *PROCESSOR, *TOKENIZER, *TERMS],
-            ignore_patterns=None if own_card is None else ["README.md"],
+            ignore_patterns=None if repository.card is None else ["README.md"],
             delete_patterns=STALE,
             **target,
             **{**texts, "commit_message": texts["commit_message"] or "Upload model"},
         )
-    return None
 
 
 def push_to_hub(original: Callable[..., Any], model: "PreTrainedModel", repo_id: str, **kwargs: Any) -> Any:

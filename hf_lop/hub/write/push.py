@@ -1,12 +1,16 @@
 """Pushing a folder to the Hub in one commit."""
 
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
 
 from huggingface_hub import CommitInfo, HfApi
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
 from hf_lop.errors import InvalidInputError
 from hf_lop.hub.cards.facts import MARKER
@@ -18,16 +22,60 @@ WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safet
 STALE = [*WEIGHTS, *(f"elastic/{name}" for name in WEIGHTS)]
 
 
+RETRIES = (1, 4)  # seconds to wait before a commit that the Hub failed is tried again
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A repository to push to; as a context, one that was made for the push vanishes with an error.
+
+    Attributes:
+        api (`HfApi`): the client.
+        repo_id (`str`): the full id.
+        card (`str`, *optional*): its card, if that is the user's own.
+        new (`bool`): whether it was made for this push.
+    """
+
+    api: HfApi
+    repo_id: str
+    card: str | None
+    new: bool
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove a repository that was made for a push, if it failed."""
+        if error is not None and self.new:
+            self.api.delete_repo(self.repo_id, missing_ok=True)
+
+    def upload(self, **options: Any) -> CommitInfo:
+        """Push a folder in one commit, see `HfApi.upload_folder`; what the Hub itself fails at is tried again."""
+        for wait in RETRIES:
+            try:
+                return cast(CommitInfo, self.api.upload_folder(repo_id=self.repo_id, **options))
+            except HfHubHTTPError as error:
+                if error.response is None or error.response.status_code < 500:
+                    raise
+            time.sleep(wait)
+        return cast(CommitInfo, self.api.upload_folder(repo_id=self.repo_id, **options))
+
+
 def open_repository(
     repo_id: str, *, private: bool | None, token: str | bool | None, revision: str | None, create_pr: bool
-) -> tuple[HfApi, str, str | None]:
-    """Create repository and branch where missing; return the client, the full id, and the card if it is the user's own.
+) -> Target:
+    """Create repository and branch where missing.
 
     Raises:
         InvalidInputError: if the Hub does not say whether there is a card.
     """
-    api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    api, new = HfApi(token=token), True
+    try:
+        repo_id = api.create_repo(repo_id, private=private).repo_id
+    except HfHubHTTPError:  # it is there, or may not be made
+        new, repo_id = False, api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None and not revision.startswith("refs/pr") and not create_pr:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     try:
@@ -39,11 +87,11 @@ def open_repository(
             f"The Hub did not answer whether {repo_id} has a README.md, so nothing was pushed. Try again."
         ) from error
     except EntryNotFoundError:
-        return api, repo_id, None
+        return Target(api, repo_id, None, new)
     if MARKER in card:
-        return api, repo_id, None
+        return Target(api, repo_id, None, new)
     warnings.warn(f"{repo_id} has a README.md of its own, which stays. Remove it there to get hf_lop's.", stacklevel=4)
-    return api, repo_id, card
+    return Target(api, repo_id, card, new)
 
 
 def push_folder(
@@ -74,13 +122,14 @@ def push_folder(
     Returns:
         `CommitInfo`: the commit, with its URL.
     """
-    api, repo_id, card = open_repository(repo_id, private=private, token=token, revision=revision, create_pr=create_pr)
-    with tempfile.TemporaryDirectory() as folder:
-        if card is not None:
-            write_whole(Path(folder) / "README.md", card.encode())
-        save(Path(folder), repo_id)
-        commit = api.upload_folder(
-            repo_id=repo_id,
+    with (
+        open_repository(repo_id, private=private, token=token, revision=revision, create_pr=create_pr) as target,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        if target.card is not None:
+            write_whole(Path(folder) / "README.md", target.card.encode())
+        save(Path(folder), target.repo_id)
+        commit = target.upload(
             folder_path=folder,
             revision=revision,
             commit_message=commit_message or "Upload model",
@@ -89,5 +138,5 @@ def push_folder(
             delete_patterns=STALE,
         )
     if collection is not None:
-        add_to_collection(repo_id, collection, private=private, token=token)
+        add_to_collection(target.repo_id, collection, private=private, token=token)
     return commit
