@@ -39,6 +39,7 @@ class LOPConfig(PreTrainedConfig):
         probes (`dict`, *optional*): what cutting single layers costs, in nats per prediction: `{"ratios": [P floats],
             "damage": [L][P floats], "context": c, "around": [L][P floats]}`, in the dense model and where all other
             layers are cut to the ratio c; see [`additive_plans`][hf_lop.allocation.additive_plans].
+        identity (`int`): entries of the fingerprint of the base's weights; 0, as in older repositories, is none.
         sorted_by (`str`, *optional*): SHA-256 of the neuron order by which an elastic model was sorted, in the pruner of its
             repository: the order there is 0, 1, 2, and so on.
     """
@@ -60,6 +61,7 @@ class LOPConfig(PreTrainedConfig):
     search_table: list[dict[str, Any]] | None = None
     other_tables: dict[str, Any] | None = None
     probes: dict[str, Any] | None = None
+    identity: int = 0
     sorted_by: str | None = None
 
     @classmethod
@@ -130,7 +132,13 @@ class LOPConfig(PreTrainedConfig):
         return additive_damage(found["damage"], found["ratios"], dense, ratios, **others)
 
     def check_fits(
-        self, model: PreTrainedModel, size: ModelSize, *, strict: bool, sorted_by: str | None = None
+        self,
+        model: PreTrainedModel,
+        size: ModelSize,
+        *,
+        strict: bool,
+        sorted_by: str | None = None,
+        compared: bool = False,
     ) -> None:
         """Refuse a model that the pruner was not made for.
 
@@ -139,6 +147,7 @@ class LOPConfig(PreTrainedConfig):
             size (`ModelSize`): its measured size.
             strict (`bool`): refuse, instead of warn about, another commit of the base model.
             sorted_by (`str`, *optional*): digest of the order by which the pieces of the model are sorted, as far as is known.
+            compared (`bool`): whether its weights are compared with those of the base, which says more than commits do.
 
         Raises:
             CheckpointMismatchError: if model type, layers, widths or hidden size differ, the neurons are sorted otherwise, or
@@ -168,7 +177,7 @@ class LOPConfig(PreTrainedConfig):
                 else f"This pruner belongs to the sorted neurons of an elastic repository. {self.base_model or 'This model'} "
                 "itself needs the pruner that the repository was made with."
             )
-        if order:
+        if order or compared:
             return  # the commit is of the elastic repository, the recorded one of what it was made from
         commit = getattr(model.config, "_commit_hash", None)
         if commit and self.base_revision and commit != self.base_revision:

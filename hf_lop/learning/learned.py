@@ -25,6 +25,7 @@ class Learned:
         statistics (`list[Statistics]`): `[L]`, of the entries of all pieces.
         sketches (`list[Sketch]`): `[L]`; empty if there is none.
         sorted_by (`str`, *optional*): digest of the order by which the pieces were sorted, if they were.
+        identity (`torch.Tensor`, *optional*): `[K] int16`, see [`sample_weights`][hf_lop.learning.identity.sample_weights].
     """
 
     size: ModelSize
@@ -33,6 +34,7 @@ class Learned:
     statistics: list[Statistics]
     sketches: list[Sketch]
     sorted_by: str | None = None
+    identity: torch.Tensor | None = None
 
     def directions(self, layer: int) -> torch.Tensor:
         """Return the sketch of second moments of one unit, B `[r, n] float32`; there must be one."""
@@ -78,6 +80,7 @@ class Learned:
             statistics=statistics,
             sketches=sketches,
             sorted_by=order_digest(self.order),
+            identity=None,  # the sorted model has other rows where this one was sampled
         )
 
     def of_model(self, config: Any) -> "Learned":

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from hf_lop.errors import InvalidInputError
 from hf_lop.learning.bench import Bench
 from hf_lop.learning.data import fingerprint
+from hf_lop.learning.identity import sample_weights
 from hf_lop.learning.importance import CRITERIA, neuron_order, unit_importance
 from hf_lop.learning.learned import Learned
 from hf_lop.learning.predictors import RatioPredictor, build_predictor, check_predictor, train_predictor
@@ -153,7 +154,7 @@ def fit(model: PreTrainedModel, calibration: Batches, validation: Batches, recip
         predictor, loss = train(table, len(units), recipe)
 
     dtype = str(output_weight(model, units[0]).dtype).removeprefix("torch.")
-    learned = Learned(size, dtype, order, statistics, sketches)
+    learned = Learned(size, dtype, order, statistics, sketches, identity=sample_weights(model))
     alone, around = _stored(damage).tolist()
     probes = {"ratios": PROBE_RATIOS, "damage": alone, "context": CONTEXT, "around": around}
     provenance: dict[str, Any] = {

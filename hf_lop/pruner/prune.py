@@ -17,10 +17,11 @@ from hf_lop.hub.read.load import load_model, read_config
 from hf_lop.hub.read.names import origin
 from hf_lop.hub.read.skeleton import load_skeleton
 from hf_lop.hub.save.check import check_classes
-from hf_lop.hub.write.pruned_tensors import pruned_tensors, stored_output_weight
+from hf_lop.hub.write.pruned_tensors import pruned_tensors, stored_entries, stored_output_weight
 from hf_lop.hub.write.stream import write_pruned
 from hf_lop.hub.write.whole import check_new
 from hf_lop.learning.config import LOPConfig
+from hf_lop.learning.identity import Read, check_identity, read_memory
 from hf_lop.learning.learned import Learned
 from hf_lop.planning.budget import Budget, Floats
 from hf_lop.planning.plan import Plan, check_feasible, plan_budget
@@ -73,20 +74,25 @@ class Cut:
         model: PreTrainedModel,
         units: Sequence[Unit],
         weights: Callable[[Unit], torch.Tensor] | None = None,
-    ) -> tuple[Plan, list[torch.Tensor]]:
+        read: Read | None = read_memory,
+    ) -> tuple[Plan, list[torch.Tensor], str]:
         """Plan the counts of a dense model, and choose the pieces that stay, `[k] int64` per unit.
+
+        Its weights are compared with those of the base by the way, see [`check_identity`]; not where `read` is None.
 
         Raises:
             CheckpointMismatchError: if the pruner was made for another model.
             InfeasibleBudgetError: if the budget is below the smallest possible model.
         """
         size = measure_size(model, units)
-        config.check_fits(model, size, strict=self.strict, sorted_by=learned.sorted_by)
+        compared = learned.identity is not None and read is not None
+        config.check_fits(model, size, strict=self.strict, sorted_by=learned.sorted_by, compared=compared)
+        match = matched(config, learned, model, strict=self.strict, read=read)
         ratios, order = choose(self.method, config, learned, predict, model, units, weights)
         weight = output_weight(model, units[0])
         device = torch.device("cpu") if weight.is_meta else weight.device
         plan = plan_budget(ratios, size, self.budget, measure=seconds_on(device, weight.dtype))
-        return plan, [pieces[:width] for pieces, width in zip(order, plan.widths, strict=True)]
+        return plan, [pieces[:width] for pieces, width in zip(order, plan.widths, strict=True)], match
 
 
 def prune_model(
@@ -114,7 +120,7 @@ def prune_model(
     model = dense_model(config, model)
     units, learned = prunable_units(model), learned.of_model(model.config)
     check_classes(model)
-    plan, kept = cut.plan(config, learned, predict, model, units)
+    plan, kept, match = cut.plan(config, learned, predict, model, units)
     batches: Sequence[Mapping[str, Any]] = list(data or ())
     judge = None
     recovery = recovery if plan.neurons_removed else None
@@ -140,7 +146,7 @@ def prune_model(
             recovery = recovery if judge.set_if_better(model, narrow, weights) else None
         elif weights is not None:
             set_output_weights(model, narrow, weights)
-        record(config, model, plan, method=cut.method, recovery=recovery, round_to=cut.budget.round_to)
+        record(config, model, plan, method=cut.method, recovery=recovery, round_to=cut.budget.round_to, match=match)
     return model
 
 
@@ -204,13 +210,15 @@ def prune_files(
         model, units = skeleton.model, prunable_units(skeleton.model, on_meta=True)
         check_classes(model)
         learned = learned.of_model(model.config)
-        plan, kept = cut.plan(config, learned, predict, model, units, partial(stored_output_weight, skeleton, shards))
+        read = partial(stored_entries, skeleton, shards) if Path(name).is_dir() else None
+        weights = partial(stored_output_weight, skeleton, shards)
+        plan, kept, match = cut.plan(config, learned, predict, model, units, weights, read)
         recovery = recovery if plan.neurons_removed else None
         kept = check_kept(units, kept)
         columns = [unit.columns(indices) for unit, indices in zip(units, kept, strict=True)]
         solver = row_solver(recovery, columns, learned.statistics, learned.directions)
         tensors = pruned_tensors(skeleton, units, kept, solver)
-        record(config, model, plan, method=cut.method, recovery=recovery, round_to=cut.budget.round_to)
+        record(config, model, plan, method=cut.method, recovery=recovery, round_to=cut.budget.round_to, match=match)
         write_pruned(model, tensors, shards, out, recovery=learned.digest() if recovery else "")
     model.name_or_path = str(out)
     return model
@@ -226,8 +234,43 @@ def at_base(config: LOPConfig, name: str | Path) -> dict[str, Any]:
     return {"revision": config.base_revision} if str(name) == config.base_model else {}
 
 
+def matched(
+    config: LOPConfig,
+    learned: Learned,
+    model: PreTrainedModel,
+    *,
+    strict: bool = False,
+    read: Read | None = read_memory,
+) -> str:
+    """Compare a model's weights with those of the base; a warning says if they are near, see [`check_identity`].
+
+    Returns:
+        `str`: "same", "near", or "unknown": the pruner has no fingerprint, or the weights cannot be read one by one.
+    """
+    source, commit = origin(model)
+    if commit is not None and (source, commit) == (config.base_model, config.base_revision):
+        return "same"
+    if read is None or (read is read_memory and any(parameter.is_meta for parameter in model.parameters())):
+        return "unknown"
+    match = check_identity(learned.identity, model, config.base_model, strict=strict, read=read)
+    if match == "near":
+        warnings.warn(
+            f"The weights of this model are near those of {config.base_model or 'the base'} that this pruner was made of, not the "
+            "same: orders and statistics are of the latter. Measure what comes out, or fit a pruner of its own.",
+            stacklevel=5,
+        )
+    return match
+
+
 def record(
-    config: LOPConfig, model: Any, plan: Plan, *, method: str = "lop", recovery: str | None = None, round_to: int = 1
+    config: LOPConfig,
+    model: Any,
+    plan: Plan,
+    *,
+    method: str = "lop",
+    recovery: str | None = None,
+    round_to: int = 1,
+    match: str = "unknown",
 ) -> None:
     """Let the config of a model that was just cut say how."""
     criterion = METHODS[method].criterion or config.criterion
@@ -249,6 +292,7 @@ def record(
         "dense_flops": plan.dense.flops,
         "flops": plan.flops,
         "estimated_divergence": None if estimate is None else float(f"{estimate:.4g}"),
+        "base_match": match,
         "calibration": config.calibration,
         "format": FORMAT,
     }

@@ -47,7 +47,8 @@ class LOPPruner(PreTrainedModel):
 
     Buffers, each flat over all layers (`N` neurons in total): `neuron_order` `[N] uint16`, the neurons of each layer from
     most to least important; `mean`, `square`, `fluctuation`, `norm`: `[N] float32`, see `Statistics`; and unless
-    `config.sketch_rows`, r, is 0, `sketch` `[N r / 2] uint8` and `sketch_scale` `[N] float32`, see `Sketch`.
+    `config.sketch_rows`, r, is 0, `sketch` `[N r / 2] uint8` and `sketch_scale` `[N] float32`, see `Sketch`. Not flat:
+    `identity` `[64 T] int16`, the fingerprint of the base's weights, see `hf_lop.learning.identity`.
     """
 
     config_class = LOPConfig
@@ -57,6 +58,7 @@ class LOPPruner(PreTrainedModel):
     neuron_order: torch.Tensor
     sketch: torch.Tensor
     sketch_scale: torch.Tensor
+    identity: torch.Tensor
 
     def __init__(self, config: LOPConfig) -> None:
         super().__init__(config)
@@ -71,6 +73,8 @@ class LOPPruner(PreTrainedModel):
         if check_rows(config.sketch_rows):
             self.register_buffer("sketch", torch.zeros(columns * config.sketch_rows // 2, dtype=torch.uint8))
             self.register_buffer("sketch_scale", torch.zeros(columns))
+        if config.identity:
+            self.register_buffer("identity", torch.zeros(config.identity, dtype=torch.int16))
         self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -162,6 +166,7 @@ class LOPPruner(PreTrainedModel):
             [Statistics(*layer) for layer in zip(*parts, strict=True)],
             sketches,
             self.config.sorted_by,
+            self.identity.cpu() if self.config.identity else None,
         )
 
     def order(self) -> list[torch.Tensor]:
@@ -188,6 +193,9 @@ class LOPPruner(PreTrainedModel):
         if learned.sketches:
             self.sketch.copy_(torch.cat([sketch.codes.flatten() for sketch in learned.sketches]))
             self.sketch_scale.copy_(torch.cat([sketch.scale for sketch in learned.sketches]))
+        self.config.identity = 0 if learned.identity is None else len(learned.identity)
+        if learned.identity is not None:
+            self.register_buffer("identity", learned.identity.clone())
 
     def prune(
         self,
@@ -226,7 +234,8 @@ class LOPPruner(PreTrainedModel):
                 is one, else None. It holds out one batch of five, and takes the recovery back if these answers get worse by
                 it; it does without `data` of fewer tokens than a layer keeps neurons. `config.pruning_config["recovery"]` says which it was.
             data (`Iterable[Mapping]`, *optional*): batches of model inputs like those the model shall work on.
-            strict (`bool`): refuse, instead of warn about, another commit of the base model.
+            strict (`bool`): refuse all weights but those that the pruner was made of; else those of a fine-tuned or
+                quantised version pass with a warning, and only other models are refused.
             output_dir (`str` or `Path`, *optional*): new or empty folder; with it, `model` must be a Hub id or folder, and is
                 cut from file to file. The folder is the one that `prune(model, ...).save_pretrained(output_dir)` writes, byte
                 by byte, but no weight is held in memory longer than it takes to copy it. It appears when it is complete; the

@@ -11,9 +11,10 @@ from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.hub.read.load import load_model
 from hf_lop.hub.save.check import check_classes
 from hf_lop.learning.config import LOPConfig
+from hf_lop.learning.identity import sample_weights
 from hf_lop.learning.learned import Learned
 from hf_lop.planning.plan import Plan
-from hf_lop.pruner.prune import at_base, provenance, record
+from hf_lop.pruner.prune import at_base, matched, provenance, record
 from hf_lop.units.measure import measure_size
 from hf_lop.units.slice import changing, output_weight, prunable_units
 from hf_lop.units.unit import take
@@ -41,15 +42,16 @@ def make_elastic(
     units = prunable_units(model)
     check_classes(model)
     size = measure_size(model, units)
-    config.check_fits(model, size, strict=False)
+    config.check_fits(model, size, strict=False, compared=learned.identity is not None)
     # Budgets of memory count in the dtype that is stored.
     dtype = str(output_weight(model, units[0]).dtype).removeprefix("torch.")
     known = replace(learned.sorted(), size=size, dtype=dtype)
+    matched(config, learned, model)
     with changing(model, "make_elastic"):
         for unit, order in zip(units, learned.order, strict=True):
             take(model, unit, order)
         model.config.elastic_config = {"order": known.sorted_by, **provenance(config, model)}
-    return model, known
+    return model, replace(known, identity=sample_weights(model))
 
 
 def load_base(config: LOPConfig, model: PreTrainedModel | str | Path) -> PreTrainedModel:
@@ -93,7 +95,9 @@ class Elastic:
         learned, units = learned.of_model(model.config), prunable_units(model)
         self._config, self._plan_ratio = config, plan
         self._size = size = measure_size(model, units)
-        config.check_fits(model, size, strict=False, sorted_by=learned.sorted_by)
+        compared = learned.identity is not None
+        config.check_fits(model, size, strict=False, sorted_by=learned.sorted_by, compared=compared)
+        self._match = matched(config, learned, model)
         self._elastic = ElasticModel(model, learned.checked_order(), units=units)
         self.model: Any = self._elastic.model
         self.plan = Plan(size.widths, size)
@@ -125,5 +129,5 @@ class Elastic:
             `PreTrainedModel`: an ordinary pruned model with weights of its own; it saves, pushes and trains.
         """
         cut: PreTrainedModel = self._elastic.materialize()
-        record(self._config, cut, Plan(self.plan.widths, self._size))
+        record(self._config, cut, Plan(self.plan.widths, self._size), match=self._match)
         return cut

@@ -207,7 +207,8 @@ def _prepare(
 ) -> tuple[Plan, list[torch.Tensor]]:
     """Plan one target and choose the pieces that stay."""
     cut = Cut(Budget.of(ratio), method, None, strict=False)
-    return cut.plan(pruner.config, pruner.learned(), pruner.predict, model, units)
+    plan, kept, _ = cut.plan(pruner.config, pruner.learned(), pruner.predict, model, units)
+    return plan, kept
 
 
 def _pruned(

@@ -71,6 +71,8 @@ def pruned_model_card(
         "pruner": pruner or "on no Hub repository",
         "criterion": quoted(made["criterion"]),
     }
+    if made.get("base_match") == "near":
+        provenance["weights"] = "near those that the pruner was made of, such as a fine-tuned version's, not the same"
     return render(
         "pruned_model.md.jinja",
         metadata(

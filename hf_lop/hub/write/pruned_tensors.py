@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import cast
 
 import torch
+from safetensors.torch import _TYPES as TORCH_DTYPES
 
 from hf_lop.errors import UnsupportedModelError
 from hf_lop.hub.read.checkpoint import Shards
@@ -26,6 +28,23 @@ def stored_output_weight(skeleton: Skeleton, shards: Shards, unit: Unit) -> torc
     parameter = getattr(skeleton.model.get_submodule(slot.module), slot.tensor)
     weight = shards.rows(_source(skeleton, unit, parameter)).to(parameter.dtype)
     return weight if slot.axis == 1 else weight.T
+
+
+def stored_entries(
+    skeleton: Skeleton, shards: Shards, parameter: torch.Tensor, start: int, count: int
+) -> torch.Tensor:
+    """Read entries `[count]` of a parameter from the flat index `start` on.
+
+    Raises:
+        UnsupportedModelError: if it is not stored as the model has it.
+    """
+    name = skeleton.source(parameter)
+    if name is None or tuple(shards.places[name].shape) != tuple(parameter.shape):
+        raise UnsupportedModelError(f"A weight is stored otherwise than the model has it. {IN_MEMORY}")
+    dtype = cast(torch.dtype, TORCH_DTYPES[shards.places[name].dtype])
+    found = torch.empty(count, dtype=dtype)
+    shards.read_into(shards.places[name], start * dtype.itemsize, found.view(torch.uint8).numpy())
+    return found
 
 
 def pruned_tensors(
