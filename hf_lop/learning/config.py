@@ -8,10 +8,12 @@ import torch
 from huggingface_hub import dataclasses as hub_dataclasses
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from hf_lop.errors import CheckpointMismatchError
+from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.planning.additive import additive_damage
 from hf_lop.units.configs import DEEPEST, WIDEST, check_format
 from hf_lop.units.size import ModelSize
+
+LARGEST = 2**63  # of a size: no model has so many parameters, bytes or FLOPs per token
 
 
 @hub_dataclasses.strict
@@ -100,6 +102,16 @@ class LOPConfig(PreTrainedConfig):
                 f"base_size.widths is {str(widths)[:100]}; it must be a list of 1 to {DEEPEST} integers from 1 to {WIDEST}. "
                 "Take the pruner from its repository again."
             )
+        numbers = (size.hidden_size, size.projections, size.parameters, size.num_bytes, size.flops, size.block)
+        lists = [size.neuron_parameters, size.neuron_bytes, *([size.piece_flops] if size.piece_flops else [])]
+        counted = all(isinstance(values, tuple) and len(values) == len(widths) for values in lists)
+        if not counted or not all(
+            type(n) is int and 0 <= n <= LARGEST for values in (numbers, *lists) for n in values
+        ):
+            raise CheckpointMismatchError(
+                f"base_size is {str(self.base_size)[:200]}; it must hold integers, and for every layer one. Take the pruner from "
+                "its repository again."
+            )
         dtype = getattr(torch, self.base_dtype, None)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise CheckpointMismatchError(
@@ -125,9 +137,18 @@ class LOPConfig(PreTrainedConfig):
         """
         if not self.probes:
             return None
+        try:
+            return self._estimate(widths)
+        except (InvalidInputError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CheckpointMismatchError(
+                f"The probes of this pruner are damaged ({type(error).__name__}: {str(error)[:200]}). Take it from its repository "
+                "again."
+            ) from error
+
+    def _estimate(self, widths: Sequence[int]) -> float:
         dense = self.size.widths
         ratios = [1 - kept / full for kept, full in zip(widths, dense, strict=True)]
-        found = self.probes
+        found: Any = self.probes
         others = {key: found[key] for key in ("around", "context") if found.get("around") is not None}
         return additive_damage(found["damage"], found["ratios"], dense, ratios, **others)
 

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from hf_lop.errors import CheckpointMismatchError
 from hf_lop.units.configs import (
     FORMAT,
     UNITS,
@@ -203,9 +204,15 @@ def _read_per_layer_config(config_dict: dict[str, Any]) -> None:
     if not isinstance(overrides, dict) or not all(isinstance(entry, dict) for entry in overrides.values()):
         return
     if overrides and isinstance(default, int) and all(set(entry) <= {WIDTH} for entry in overrides.values()):
+        depth = config_dict.get("num_hidden_layers")
+        check_depth(depth)
+        if type(depth) is not int or not {str(layer) for layer in overrides} <= {str(layer) for layer in range(depth)}:
+            raise CheckpointMismatchError(
+                f"per_layer_config names the layers {sorted(map(str, overrides))[:8]} of {depth!r}; they must be numbers of layers, and "
+                "num_hidden_layers be there. The config.json is damaged: take it from the repository again."
+            )
         own = {int(layer): entry.get(WIDTH, default) for layer, entry in overrides.items()}
-        check_depth(config_dict["num_hidden_layers"])
-        config_dict[WIDTH] = [own.get(layer, default) for layer in range(config_dict["num_hidden_layers"])]
+        config_dict[WIDTH] = [own.get(layer, default) for layer in range(depth)]
         del config_dict["per_layer_config"]
 
 

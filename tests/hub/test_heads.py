@@ -13,6 +13,7 @@ from tests import warm
 from tests.conftest import KINDS, slow
 from tests.fake_pruner import fake_pruner
 from tests.helpers import logits
+from tests.tiny_models import tiny_model
 
 REPORT = """
 import json, sys, transformers
@@ -127,3 +128,21 @@ class TestFewerLayers:
         assert not any(info.values())
         assert torch.equal(logits(again), logits(model))
         assert len(again.config.intermediate_size) == 3
+
+
+@pytest.mark.parametrize("remote", [False, *slow(True)])
+def test_the_text_part_of_a_model_is_saved_whole(tmp_path, remote):
+    model = tiny_model("qwen2_5_vl")
+    fake_pruner(model).prune(model, 0.4, recover=None)
+    part = model.model.language_model
+    with pytest.warns(UserWarning, match="says only how to load it"):
+        part.save_pretrained(tmp_path)
+    if remote:
+        done = warm.run(REPORT, tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert json.loads(done.stdout.splitlines()[-1])["AutoModel"] == ["Qwen2_5_VLTextModel", [], [], [], []]
+        return
+    again, info = transformers.AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    ids = torch.arange(3, 12)[None]
+    assert torch.equal(again(ids).last_hidden_state, part(ids).last_hidden_state)

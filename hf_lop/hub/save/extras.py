@@ -88,9 +88,7 @@ def auto_map(model_type: str, config_class: str) -> dict[str, str]:
 
 
 def pruned_widths(model: "PreTrainedModel") -> list[int] | None:
-    """Return what every layer keeps if hf_lop pruned the model, else None."""
-    if not isinstance(getattr(model.config, "pruning_config", None), dict):
-        return None
+    """Return what every layer keeps if hf_lop cut the model, or the one that this is a part of, else None."""
     return next(iter(layer_counts(text_configs(model)[0]).values()), None)
 
 
@@ -122,7 +120,7 @@ def save_pruned_extras(
     for name, code in remote_code().items():
         write_whole(directory / name, code)
 
-    made = config["pruning_config"]
+    made = config.get("pruning_config") or {}
     processor, base_data = _companions(model, made, directory, out)
     name = repo_id or f"./{out.resolve().name}"
     _write_figure(directory / "assets" / "widths.png", lambda: plot_widths(widths, made["dense_widths"]))
