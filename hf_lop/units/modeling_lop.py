@@ -184,18 +184,19 @@ def _enable_own(config_cls: type, config_dict: dict[str, Any]) -> bool:
         enable(config_cls, list(lists))
     for field, counts in lists.items():  # their number is checked with the model: not every config tells it
         if field != own:
-            check_counts(counts, _stored_depth(config_cls, config_dict), field)
+            check_counts(counts, _stored_depth(config_cls, config_dict, len(counts)), field)
         elif vars(config_cls).get("_lop_enabled"):
-            check_counts(counts, _stored_depth(config_cls, config_dict), WIDTH)
+            check_counts(counts, _stored_depth(config_cls, config_dict, len(counts)), WIDTH)
     return bool(lists)
 
 
-def _stored_depth(config_cls: type, config_dict: dict[str, Any]) -> int | None:
-    """Return how many layers the file itself names; None where these may be an encoder's."""
+def _stored_depth(config_cls: type, config_dict: dict[str, Any], listed: int) -> int | None:
+    """Return how many layers the file itself names; None where these may be an encoder's, or those of one of several stacks."""
     if config_dict.get("is_encoder_decoder", getattr(config_cls, "is_encoder_decoder", False)):
         return None
     depth = config_dict.get(getattr(config_cls, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers"))
-    return depth if type(depth) is int else None
+    stacks = type(depth) is int and depth > 0 and listed > depth and listed % depth == 0
+    return depth if type(depth) is int and not stacks else None
 
 
 def _read_per_layer_config(config_dict: dict[str, Any]) -> None:
