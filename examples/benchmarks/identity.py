@@ -15,7 +15,7 @@ from transformers import GPT2Config, LlamaConfig, Phi3Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from hf_lop import demo
-from hf_lop.learning.identity import NEAR, compare, sample_weights
+from hf_lop.units.identity import NEAR, compare, sample_weights
 from hf_lop.units.slice import prunable_units
 from hf_lop.units.unit import take
 

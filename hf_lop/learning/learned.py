@@ -25,7 +25,7 @@ class Learned:
         statistics (`list[Statistics]`): `[L]`, of the entries of all pieces.
         sketches (`list[Sketch]`): `[L]`; empty if there is none.
         sorted_by (`str`, *optional*): digest of the order by which the pieces were sorted, if they were.
-        identity (`torch.Tensor`, *optional*): `[K] int16`, see [`sample_weights`][hf_lop.learning.identity.sample_weights].
+        identity (`torch.Tensor`, *optional*): `[K] int16`, see [`sample_weights`][hf_lop.units.identity.sample_weights].
     """
 
     size: ModelSize

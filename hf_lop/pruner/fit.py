@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 from hf_lop.errors import InvalidInputError
 from hf_lop.learning.bench import Bench
 from hf_lop.learning.data import fingerprint
-from hf_lop.learning.identity import sample_weights
 from hf_lop.learning.importance import CRITERIA, neuron_order, unit_importance
 from hf_lop.learning.learned import Learned
 from hf_lop.learning.predictors import RatioPredictor, build_predictor, check_predictor, train_predictor
@@ -34,6 +33,7 @@ from hf_lop.planning.mcts import MCTS
 from hf_lop.planning.table import learn_table, target_grid, training_pairs
 from hf_lop.pruner.kept import Run
 from hf_lop.recovery.solve import solve_sketch
+from hf_lop.units.identity import sample_weights
 from hf_lop.units.measure import measure_size
 from hf_lop.units.size import ModelSize
 from hf_lop.units.slice import output_weight, prunable_units

@@ -21,7 +21,6 @@ from hf_lop.hub.write.pruned_tensors import pruned_tensors, stored_entries, stor
 from hf_lop.hub.write.stream import write_pruned
 from hf_lop.hub.write.whole import check_new
 from hf_lop.learning.config import LOPConfig
-from hf_lop.learning.identity import Read, check_identity, read_memory
 from hf_lop.learning.learned import Learned
 from hf_lop.planning.budget import Budget, Floats
 from hf_lop.planning.plan import Plan, check_feasible, plan_budget
@@ -30,6 +29,7 @@ from hf_lop.recovery.by_layer import set_output_weights
 from hf_lop.recovery.choose import FROM_DATA, check_by_rows, choose_recovery, recovered_weights, row_solver
 from hf_lop.recovery.held_out import HeldOut, split, too_few
 from hf_lop.units.configs import FORMAT
+from hf_lop.units.identity import Read, check_identity, read_memory
 from hf_lop.units.measure import ffn_seconds, measure_size
 from hf_lop.units.size import ModelSize
 from hf_lop.units.slice import changing, check_kept, output_weight, prunable_units, slice_units

@@ -48,7 +48,7 @@ class LOPPruner(PreTrainedModel):
     Buffers, each flat over all layers (`N` neurons in total): `neuron_order` `[N] uint16`, the neurons of each layer from
     most to least important; `mean`, `square`, `fluctuation`, `norm`: `[N] float32`, see `Statistics`; and unless
     `config.sketch_rows`, r, is 0, `sketch` `[N r / 2] uint8` and `sketch_scale` `[N] float32`, see `Sketch`. Not flat:
-    `identity` `[64 T] int16`, the fingerprint of the base's weights, see `hf_lop.learning.identity`.
+    `identity` `[64 T] int16`, the fingerprint of the base's weights, see `hf_lop.units.identity`.
     """
 
     config_class = LOPConfig

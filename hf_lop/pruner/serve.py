@@ -11,10 +11,10 @@ from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.hub.read.load import load_model
 from hf_lop.hub.save.check import check_classes
 from hf_lop.learning.config import LOPConfig
-from hf_lop.learning.identity import sample_weights
 from hf_lop.learning.learned import Learned
 from hf_lop.planning.plan import Plan
 from hf_lop.pruner.prune import at_base, matched, provenance, record
+from hf_lop.units.identity import sample_weights
 from hf_lop.units.measure import measure_size
 from hf_lop.units.slice import changing, output_weight, prunable_units
 from hf_lop.units.unit import take

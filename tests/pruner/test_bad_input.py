@@ -111,7 +111,8 @@ def test_widths_that_are_not_those_of_the_weights(pruner, saved_pruner, dense, t
     with pytest.raises(CheckpointMismatchError, match="mismatched"):
         load_model(tmp_path / "out")
     config = json.loads((saved_pruner / "config.json").read_text())
-    config["base_size"]["widths"] = [48] * 3
+    for name in ("widths", "neuron_parameters", "neuron_bytes"):
+        config["base_size"][name] = config["base_size"][name][:3]
     (saved_pruner / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointMismatchError, match="mismatched"):
         LOPPruner.from_pretrained(saved_pruner)

@@ -177,7 +177,7 @@ class TestPrune:
 
     def test_another_commit_warns_or_is_refused(self, pruner, built):
         known = copy.deepcopy(pruner)
-        known.config.base_revision = "a" * 40
+        known.config.base_revision, known.config.identity = "a" * 40, 0  # as of before there were fingerprints
         model = copy.deepcopy(built["gated"])
         model.config._commit_hash = "b" * 40
         with pytest.raises(CheckpointMismatchError, match="at commit aaaa"):

@@ -9,8 +9,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from hf_lop.errors import CheckpointMismatchError
-from hf_lop.learning.identity import compare, sample_weights
 from hf_lop.pruner.pruner import LOPPruner
+from hf_lop.units.identity import compare, sample_weights
 from hf_lop.units.slice import prunable_units
 from hf_lop.units.unit import take
 from tests.conftest import KINDS
