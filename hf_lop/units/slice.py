@@ -161,6 +161,8 @@ def check_finished(model: Any) -> None:
 
 def list_counts(model: nn.Module) -> None:
     """Let the config of a pruned model list what its layers have, if some of them were removed after the cut."""
+    if getattr(model, "hf_quantizer", None) is not None:
+        return  # what packs weights can hide what a layer has
     for kind, counts in layer_counts(text_configs(model)[0]).items():
         units = KINDS[kind](model)
         if (found := [unit.count for unit in units]) != counts:

@@ -57,11 +57,14 @@ def check_saved(
         CheckpointMismatchError: if something in the folder is not what is in memory, with what to do.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    wrong = [*_classes(config, folder), *_counts(model)]
+    wrong = _classes(config, folder)
     for missing in _code(folder):
         warnings.warn(missing, stacklevel=4)
-    if (state is None or state) and getattr(model, "hf_quantizer", None) is None:
-        wrong += _tensors(model, model.state_dict() if state is None else state, folder, save_original_format)
+    if getattr(model, "hf_quantizer", None) is None:  # packed weights are stored in a form of their quantiser's
+        wrong += _counts(model)
+        tensors = model.state_dict() if state is None else state
+        if tensors and all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in tensors.values()):
+            wrong += _tensors(model, tensors, folder, save_original_format)
     if wrong:
         raise CheckpointMismatchError(
             f"What was written of this {type(model).__name__} is not what is in memory, so it was not kept: {wrong[0]}"
@@ -107,7 +110,7 @@ def _tensors(
 
     Names and shapes must be those in memory after transformers' renames for files, dtypes must be some that are in memory.
     """
-    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+    tensors = dict(state)
     for name in model._keys_to_ignore_on_save or ():
         tensors.pop(name, None)
     tensors = remove_tied_weights_from_state_dict(tensors, model)
