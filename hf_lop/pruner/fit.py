@@ -33,7 +33,7 @@ from hf_lop.planning.mcts import MCTS
 from hf_lop.planning.table import learn_table, target_grid, training_pairs
 from hf_lop.pruner.kept import Run
 from hf_lop.recovery.solve import solve_sketch
-from hf_lop.units.identity import sample_weights
+from hf_lop.units.identity import is_in_memory, sample_weights
 from hf_lop.units.measure import measure_size
 from hf_lop.units.size import ModelSize
 from hf_lop.units.slice import output_weight, prunable_units
@@ -154,7 +154,8 @@ def fit(model: PreTrainedModel, calibration: Batches, validation: Batches, recip
         predictor, loss = train(table, len(units), recipe)
 
     dtype = str(output_weight(model, units[0]).dtype).removeprefix("torch.")
-    learned = Learned(size, dtype, order, statistics, sketches, identity=sample_weights(model))
+    identity = sample_weights(model) if is_in_memory(model) else None
+    learned = Learned(size, dtype, order, statistics, sketches, identity=identity)
     alone, around = _stored(damage).tolist()
     probes = {"ratios": PROBE_RATIOS, "damage": alone, "context": CONTEXT, "around": around}
     provenance: dict[str, Any] = {

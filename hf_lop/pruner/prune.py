@@ -250,9 +250,8 @@ def matched(
     source, commit = origin(model)
     if commit is not None and (source, commit) == (config.base_model, config.base_revision):
         return "same"
-    if read is None or (read is read_memory and any(parameter.is_meta for parameter in model.parameters())):
-        return "unknown"
-    match = check_identity(learned.identity, model, config.base_model, strict=strict, read=read)
+    stored = None if read is None else learned.identity
+    match = check_identity(stored, model, config.base_model, strict=strict, read=read or read_memory)
     if match == "near":
         warnings.warn(
             f"The weights of this model are near those of {config.base_model or 'the base'} that this pruner was made of, not the "

@@ -232,7 +232,8 @@ class LOPPruner(PreTrainedModel):
                 mean, from the stored statistics; or None. The
                 default, "auto", is "sequential" with `data` ("lstsq" where the layers do not allow that), else "sketch" if there
                 is one, else None. It holds out one batch of five, and takes the recovery back if these answers get worse by
-                it; it does without `data` of fewer tokens than a layer keeps neurons. `config.pruning_config["recovery"]` says which it was.
+                it; it does without `data` of fewer tokens than a layer keeps neurons.
+                `config.pruning_config["recovery"]` says which it was.
             data (`Iterable[Mapping]`, *optional*): batches of model inputs like those the model shall work on.
             strict (`bool`): refuse all weights but those that the pruner was made of; else those of a fine-tuned or
                 quantised version pass with a warning, and only other models are refused.

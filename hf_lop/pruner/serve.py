@@ -14,7 +14,7 @@ from hf_lop.learning.config import LOPConfig
 from hf_lop.learning.learned import Learned
 from hf_lop.planning.plan import Plan
 from hf_lop.pruner.prune import at_base, matched, provenance, record
-from hf_lop.units.identity import sample_weights
+from hf_lop.units.identity import is_in_memory, sample_weights
 from hf_lop.units.measure import measure_size
 from hf_lop.units.slice import changing, output_weight, prunable_units
 from hf_lop.units.unit import take
@@ -51,7 +51,7 @@ def make_elastic(
         for unit, order in zip(units, learned.order, strict=True):
             take(model, unit, order)
         model.config.elastic_config = {"order": known.sorted_by, **provenance(config, model)}
-    return model, replace(known, identity=sample_weights(model))
+    return model, replace(known, identity=sample_weights(model) if is_in_memory(model) else None)
 
 
 def load_base(config: LOPConfig, model: PreTrainedModel | str | Path) -> PreTrainedModel:

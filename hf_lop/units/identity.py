@@ -42,6 +42,11 @@ def _runs(model: Any) -> Iterator[tuple[torch.Tensor, int, int]]:
         yield parameter, row * width + column, count
 
 
+def is_in_memory(model: Any) -> bool:
+    """Whether all parameters of a model can be read: none is on the meta device or offloaded."""
+    return not any(parameter.is_meta for parameter in model.parameters())
+
+
 def sample_weights(model: Any, read: Read = read_memory) -> torch.Tensor:
     """Return the runs of all tensors, `[64 T] int16`, the bits of bfloat16; what a tensor is shorter by is 0.
 
@@ -106,9 +111,15 @@ def check_identity(
         `str`: "same", "near", or "unknown" where there is no fingerprint.
 
     Raises:
-        CheckpointMismatchError: if it is another model, or near and `strict`.
+        CheckpointMismatchError: if it is another model, or not known to be the same and `strict`.
     """
-    if stored is None:
+    if stored is None or (read is read_memory and not is_in_memory(model)):
+        if strict:
+            raise CheckpointMismatchError(
+                f"Whether this model has the weights that the pruner of {base or 'its base model'} was made of cannot be told, "
+                "and strict was asked for: pruners of before 0.2 have no fingerprint, and offloaded weights cannot be compared. "
+                "Load the model into memory, fit the pruner anew, or leave strict out."
+            )
         return "unknown"
     answer, least = compare(stored, model, read)
     known = f"This pruner was made of the weights of {base or 'its base model'}"

@@ -163,4 +163,6 @@ def test_a_commit_is_enough_and_another_one_is_no_matter_where_weights_agree(own
 
 
 def test_a_pruner_without_a_fingerprint_still_works(llama):
+    with pytest.raises(CheckpointMismatchError, match="cannot be told, and strict"):
+        fake_pruner(llama).prune(llama, 0.4, strict=True)
     assert fake_pruner(llama).prune(llama, 0.4).config.pruning_config["base_match"] == "unknown"
