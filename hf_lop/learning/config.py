@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.planning.additive import additive_damage
 from hf_lop.units.configs import DEEPEST, WIDEST, check_format
+from hf_lop.units.kept import sorted_by as order_of
 from hf_lop.units.size import ModelSize
 
 LARGEST = 2**63  # of a size: no model has so many parameters, bytes or FLOPs per token
@@ -188,8 +189,7 @@ class LOPConfig(PreTrainedConfig):
                 raise CheckpointMismatchError(
                     f"{known}: its {name} is {expected}, this model's {found}. Use the pruner of this model, or fit one."
                 )
-        mark = getattr(model.config, "elastic_config", None)
-        order = mark.get("order") if isinstance(mark, dict) else None
+        order = order_of(model.config)
         if order != (sorted_by or self.sorted_by):
             raise CheckpointMismatchError(
                 "The neurons of this model are sorted, by another order than this pruner's. Use the pruner of its own "
@@ -198,8 +198,8 @@ class LOPConfig(PreTrainedConfig):
                 else f"This pruner belongs to the sorted neurons of an elastic repository. {self.base_model or 'This model'} "
                 "itself needs the pruner that the repository was made with."
             )
-        if order or compared:
-            return  # the commit is of the elastic repository, the recorded one of what it was made from
+        if order or compared or getattr(model.config, "pruning_config", None):
+            return  # the commit is of the elastic or pruned repository, the recorded one of what it was made from
         commit = getattr(model.config, "_commit_hash", None)
         if commit and self.base_revision and commit != self.base_revision:
             message = (

@@ -11,6 +11,7 @@ from hf_lop.errors import CheckpointMismatchError
 from hf_lop.learning.data import fingerprint
 from hf_lop.learning.sketch import Sketch
 from hf_lop.learning.statistics import Statistics
+from hf_lop.units.kept import sorted_by
 from hf_lop.units.size import ModelSize
 
 
@@ -19,7 +20,7 @@ class Learned:
     """What calibration found out about the units of a model. L is their number, n their pieces.
 
     Attributes:
-        size (`ModelSize`): of the dense model.
+        size (`ModelSize`): of the dense model, also where some pieces are left out.
         dtype (`str`): of the weights of its units.
         order (`list[torch.Tensor]`): `[L]`, pieces of each unit from most to least important, `[n] int64`.
         statistics (`list[Statistics]`): `[L]`, of the entries of all pieces.
@@ -67,13 +68,9 @@ class Learned:
         """
         statistics, sketches = [], []
         for layer, order in enumerate(self.checked_order()):
-            block = self.size.block
-            columns = (order.unsqueeze(1) * block + torch.arange(block)).flatten()
-            measured = self.statistics[layer]
-            statistics.append(Statistics(*(getattr(measured, name)[columns] for name in Statistics.__slots__)))
-            if self.sketches:
-                sketch = self.sketches[layer]
-                sketches.append(Sketch(sketch.codes[columns], sketch.scale[columns]))
+            measured, sketch = self._columns(layer, order)
+            statistics.append(measured)
+            sketches += sketch
         return replace(
             self,
             order=[torch.arange(len(order)) for order in self.order],
@@ -82,6 +79,35 @@ class Learned:
             sorted_by=order_digest(self.order),
             identity=None,  # the sorted model has other rows where this one was sampled
         )
+
+    def of_kept(self, kept: Sequence[torch.Tensor]) -> "Learned":
+        """Return what is known of a cut model: of the pieces that it kept, by their numbers there.
+
+        Args:
+            kept (`Sequence[torch.Tensor]`): `[L]`, their numbers in the dense model, `[k] int64`, in their order in the cut one.
+
+        Raises:
+            CheckpointMismatchError: if the order is damaged.
+        """
+        orders, statistics, sketches = [], [], []
+        for layer, (order, pieces) in enumerate(zip(self.checked_order(), kept, strict=True)):
+            rank = torch.empty_like(order)
+            rank[order] = torch.arange(len(order))
+            orders.append(rank[pieces].argsort())
+            measured, sketch = self._columns(layer, pieces)
+            statistics.append(measured)
+            sketches += sketch
+        return replace(self, order=orders, statistics=statistics, sketches=sketches)
+
+    def _columns(self, layer: int, pieces: torch.Tensor) -> tuple[Statistics, list[Sketch]]:
+        """Return statistics and sketch of some pieces of a layer, in the order given."""
+        block = self.size.block
+        columns = (pieces.unsqueeze(1) * block + torch.arange(block)).flatten()
+        measured = self.statistics[layer]
+        sketches = [
+            Sketch(sketch.codes[columns], sketch.scale[columns]) for sketch in self.sketches[layer : layer + 1]
+        ]
+        return Statistics(*(getattr(measured, name)[columns] for name in Statistics.__slots__)), sketches
 
     def of_model(self, config: Any) -> "Learned":
         """Return what is known of the model with this config: sorted, where that says it was sorted by this very order.
@@ -92,8 +118,8 @@ class Learned:
         Raises:
             CheckpointMismatchError: if the order is damaged.
         """
-        mark = getattr(config, "elastic_config", None)
-        if not isinstance(mark, dict) or self.sorted_by or mark.get("order") != order_digest(self.checked_order()):
+        mark = sorted_by(config)
+        if mark is None or self.sorted_by or mark != order_digest(self.checked_order()):
             return self
         return self.sorted()
 

@@ -98,10 +98,11 @@ def project(
     *,
     round_to: int = 1,
     costs: ArrayLike | None = None,
+    at_most: Sequence[int] | Widths | None = None,
 ) -> Widths:
     """Turn layer ratios into widths that meet a budget.
 
-    All keep-fractions 1 - r_l are shifted by one common offset, each clipped to [one block, dense], until the plan
+    All keep-fractions 1 - r_l are shifted by one common offset, each clipped to [one block, what is there], until the plan
     costs exactly `budget`; then widths are rounded down to blocks and the remainder is handed out, largest rounding
     loss first (ties: lower layer first). The result never exceeds the budget and falls short of it by less than the
     dearest block of any layer (so by nothing when neurons are single and cost the same). Among layers of equal dense
@@ -114,9 +115,11 @@ def project(
             the dense model or more gives the dense widths.
         round_to: Widths are multiples of it, except that a layer may keep its full dense width.
         costs: Cost of one neuron per layer, `[L]` float, positive (parameters, bytes, FLOPs ...); 1 when omitted.
+        at_most: Widths that are there, `[L]` int, of a model that was cut before; the dense ones when omitted. A layer may
+            keep all that it has, whatever `round_to`.
 
     Returns:
-        Widths `[L]` int64, each between min(round_to, n_l) and n_l.
+        Widths `[L]` int64, each between min(round_to, m_l) and m_l, the width that is there.
 
     Raises:
         InvalidInputError: If shapes differ, or a value is outside its domain.
@@ -132,17 +135,18 @@ def project(
     block = positive_integer("round_to", round_to)
     if math.isnan(budget):
         raise InvalidInputError("budget is NaN; pass the number of neurons (or the cost) to keep.")
-    lowest = np.minimum(block, dense)
-    if budget >= price @ dense:
-        return dense
+    most = dense if at_most is None else np.minimum(_dense(at_most), dense)
+    lowest = np.minimum(block, most)
+    if budget >= price @ most:
+        return most
     if budget < price @ lowest:
         raise infeasible(budget, float(price @ lowest))
-    # Real widths n_l clip(1 - r_l + t, floor, 1) that cost the budget exactly, then rounded down to blocks.
-    wanted = water_fill(keep, lowest / dense, price * dense, float(budget)) * dense
+    # Real widths n_l clip(1 - r_l + t, floor, m_l / n_l) that cost the budget exactly, then rounded down to blocks.
+    wanted = water_fill(keep, lowest / dense, price * dense, float(budget), most / dense) * dense
     widths = np.maximum(wanted.astype(np.int64) // block * block, lowest)
-    widths = np.where(wanted >= dense, dense, widths)
+    widths = np.where(wanted >= most, most, widths)
     remaining = float(budget - price @ widths)
-    steps = np.minimum(block, dense - widths)
+    steps = np.minimum(block, most - widths)
     # Rounded, because the last bits of `wanted` differ between machines and must not decide between equal losses.
     for layer in np.argsort(np.round(widths - wanted, 9), kind="stable").tolist():
         if price[layer] * steps[layer] <= remaining:
@@ -228,13 +232,13 @@ def parse_bytes(size: str | float) -> int:
     return round(value)
 
 
-def water_fill(keep: Floats, floor: Floats, weights: Floats, budget: float) -> Floats:
-    """Return clip(keep + t, floor, 1) for the offset t at which the weighted sum equals `budget`."""
-    # S(t) = sum_l w_l clip(k_l + t, f_l, 1) = budget. S never falls, so there is one level of water.
+def water_fill(keep: Floats, floor: Floats, weights: Floats, budget: float, top: Floats | float = 1.0) -> Floats:
+    """Return clip(keep + t, floor, top) for the offset t at which the weighted sum equals `budget`."""
+    # S(t) = sum_l w_l clip(k_l + t, f_l, m_l) = budget. S never falls, so there is one level of water.
     # The sum is piecewise linear in t, with kinks where a layer meets a bound: interpolation between kinks is exact.
-    kinks = np.sort(np.concatenate([floor - keep, 1 - keep]))
-    sums = np.clip(keep + kinks[:, None], floor, 1) @ weights
-    shifted: Floats = np.clip(keep + np.interp(budget, sums, kinks), floor, 1)
+    kinks = np.sort(np.concatenate([floor - keep, top - keep]))
+    sums = np.clip(keep + kinks[:, None], floor, top) @ weights
+    shifted: Floats = np.clip(keep + np.interp(budget, sums, kinks), floor, top)
     return shifted
 
 

@@ -1,7 +1,7 @@
 """A plan: the width of every layer for a budget, and what that saves."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,6 +123,7 @@ def plan_budget(
     budget: Budget,
     *,
     measure: MeasureSeconds | None = None,
+    at_most: Sequence[int] | None = None,
 ) -> Plan:
     """Plan the widths for a budget.
 
@@ -134,21 +135,23 @@ def plan_budget(
         size (`ModelSize`): the dense model.
         budget (`Budget`): limits, which all hold for the plan.
         measure (`Callable`, *optional*): measures latency; needed for a limit of that only.
+        at_most (`Sequence[int]`, *optional*): `[L]` widths that are there, of a model that was cut before.
 
     Returns:
         `Plan`: the largest that the budget allows.
 
     Raises:
+        InvalidInputError: if a model that was cut before is within the ratio already.
         InfeasibleBudgetError: if the smallest possible model exceeds a limit; the message names it.
     """
     neurons, block = sum(size.widths), budget.round_to
-    highest, lowest = check_feasible(size, budget)
+    highest, lowest = check_feasible(size, budget, at_most)
     seconds = None if budget.latency is None else _seconds(size, measure)
     costs = _costs(size) if seconds is None else {**_costs(size), "latency": seconds}
     limits = {kind: limit for kind, limit in budget.limits.items() if kind != "ratio"}
 
     def widths_for(kept: float) -> Widths:
-        return project(predict(max(0.0, 1 - kept / neurons)), size.widths, kept, round_to=block)
+        return project(predict(max(0.0, 1 - kept / neurons)), size.widths, kept, round_to=block, at_most=at_most)
 
     def shares(widths: Widths) -> dict[str, float]:
         return {kind: _share(costs[kind](_ints(widths)), limit) for kind, limit in limits.items()}
@@ -170,8 +173,13 @@ def plan_budget(
     return Plan(_ints(widths), size, None if seconds is None else seconds(_ints(widths)))
 
 
-def check_feasible(size: ModelSize, budget: Budget) -> tuple[int, int]:
+def check_feasible(size: ModelSize, budget: Budget, at_most: Sequence[int] | None = None) -> tuple[int, int]:
     """Check that the smallest possible model is within a budget, but for latency, which is not measured here.
+
+    Args:
+        size (`ModelSize`): the dense model.
+        budget (`Budget`): what it may cost.
+        at_most (`Sequence[int]`, *optional*): see [`plan_budget`].
 
     Returns:
         `tuple[int, int]`: the most neurons that the ratio lets a plan keep, and the fewest of any plan.
@@ -180,7 +188,7 @@ def check_feasible(size: ModelSize, budget: Budget) -> tuple[int, int]:
         InfeasibleBudgetError: if it is not; the message names the limit.
     """
     neurons, block = sum(size.widths), budget.round_to
-    smallest = tuple(min(block, width) for width in size.widths)
+    smallest = tuple(min(block, width) for width in at_most or size.widths)
     lowest, ratio = sum(smallest), budget.ratio or 0.0
     # Rounding keeps 1000 * (1 - 0.3) from losing a neuron to floating point.
     kept = math.floor(round(neurons * (1 - ratio), 6))
@@ -190,6 +198,13 @@ def check_feasible(size: ModelSize, budget: Budget) -> tuple[int, int]:
             f"ratio is {ratio:g}, which keeps {kept} of {neurons} neurons; the smallest possible plan keeps {lowest}, "
             f"one block of {block} in every layer. Ask for a ratio of at most {highest:g}, or lower round_to."
         )
+    if at_most is not None and sum(at_most) < kept:
+        if budget.ratio is not None:
+            raise InvalidInputError(
+                f"ratio is {ratio:g}; it counts from the dense model, of which this one has lost {1 - sum(at_most) / neurons:.1%} "
+                "already. Ask for more than that, or prune the dense model."
+            )
+        kept = sum(at_most)
     costs = _costs(size)
     exceeded = {
         kind: limit for kind, limit in budget.limits.items() if kind in costs and costs[kind](smallest) > limit

@@ -151,7 +151,7 @@ def choose(
         config (`LOPConfig`): of the pruner; its tables and probes are used.
         learned (`Learned`): order and statistics of the model; no data is needed.
         predict (`Callable`): the pruner's predictor, from a target ratio to layer ratios `[L]`.
-        model (`nn.Module`): the dense model; some criteria read its weights.
+        model (`nn.Module`): the model to cut; some criteria read its weights.
         units (`Sequence[Unit]`): its L units.
         weights (`Callable`, *optional*): gives the output projection `[d, n]` of a unit, where the model has it not.
 
@@ -173,5 +173,14 @@ def choose(
     scores = unit_importance(model, units, criterion, learned.statistics, weights=weights)
     order = neuron_order(scores)
     if name == "flap":
-        return lambda ratio: global_threshold([score.numpy() for score in scores], ratio), order
+        there, dense = np.array([unit.count for unit in units]), np.array(learned.size.widths)
+
+        def threshold(
+            ratio: float,
+        ) -> Floats:  # the scores are of the pieces that are there, ratios count from the dense ones
+            gone = max(0.0, 1 - (1 - ratio) * dense.sum() / there.sum())
+            kept: Floats = (1 - global_threshold([score.numpy() for score in scores], gone)) * there / dense
+            return 1 - kept
+
+        return threshold, order
     return lambda ratio: np.full(len(units), ratio), order

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from hf_lop.errors import InvalidInputError, UnsupportedModelError
 from hf_lop.hub.read.checkpoint import open_shards
+from hf_lop.hub.read.kept import earlier_cut
 from hf_lop.hub.read.load import load_model, read_config
-from hf_lop.hub.read.names import origin
 from hf_lop.hub.read.skeleton import load_skeleton
 from hf_lop.hub.save.check import check_classes
 from hf_lop.hub.write.pruned_tensors import pruned_tensors, stored_entries, stored_output_weight
@@ -24,17 +24,33 @@ from hf_lop.learning.config import LOPConfig
 from hf_lop.learning.learned import Learned
 from hf_lop.planning.budget import Budget, Floats
 from hf_lop.planning.plan import Plan, check_feasible, plan_budget
-from hf_lop.pruner.methods import METHODS, check_method, choose
+from hf_lop.pruner.methods import check_method, choose
+from hf_lop.pruner.record import matched, record
 from hf_lop.recovery.by_layer import set_output_weights
 from hf_lop.recovery.choose import FROM_DATA, check_by_rows, choose_recovery, recovered_weights, row_solver
 from hf_lop.recovery.held_out import HeldOut, split, too_few
-from hf_lop.units.configs import FORMAT
-from hf_lop.units.identity import Read, check_identity, read_memory
+from hf_lop.units.identity import read_memory
+from hf_lop.units.kept import Earlier, Read
 from hf_lop.units.measure import ffn_seconds, measure_size
 from hf_lop.units.size import ModelSize
-from hf_lop.units.slice import changing, check_kept, output_weight, prunable_units, slice_units
+from hf_lop.units.slice import changing, check_kept, is_cut, output_weight, prunable_units, slice_units
 from hf_lop.units.unit import Unit
-from hf_lop.version import __version__
+
+
+class Planned(NamedTuple):
+    """What a cut will be.
+
+    Attributes:
+        plan (`Plan`): its widths.
+        kept (`list[torch.Tensor]`): `[L]`, the pieces of the model that stay, `[k] int64`.
+        match (`str`): how its weights compare with those of the base, see [`check_identity`].
+        learned (`Learned`): what is known of the pieces that the model has.
+    """
+
+    plan: Plan
+    kept: list[torch.Tensor]
+    match: str
+    learned: Learned
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,26 +89,38 @@ class Cut:
         predict: Callable[[float], Floats],
         model: PreTrainedModel,
         units: Sequence[Unit],
+        earlier: Earlier | None = None,
         weights: Callable[[Unit], torch.Tensor] | None = None,
         read: Read | None = read_memory,
-    ) -> tuple[Plan, list[torch.Tensor], str]:
-        """Plan the counts of a dense model, and choose the pieces that stay, `[k] int64` per unit.
+    ) -> Planned:
+        """Plan the counts of a model, and choose the pieces that stay, of those that an earlier cut has left.
 
         Its weights are compared with those of the base by the way, see [`check_identity`]; not where `read` is None.
 
         Raises:
             CheckpointMismatchError: if the pruner was made for another model.
             InfeasibleBudgetError: if the budget is below the smallest possible model.
+            InvalidInputError: if a model that was cut before is within the budget already.
         """
-        size = measure_size(model, units)
+        size, counts = measure_size(model, units), None
+        if earlier is not None:
+            size, counts = size.before(earlier.dense), earlier.counts
+        learned = learned.of_model(model.config)
         compared = learned.identity is not None and read is not None
         config.check_fits(model, size, strict=self.strict, sorted_by=learned.sorted_by, compared=compared)
-        match = matched(config, learned, model, strict=self.strict, read=read)
+        match = matched(config, learned, model, strict=self.strict, read=read, earlier=earlier)
+        learned = learned if earlier is None else learned.of_kept(earlier.kept)
         ratios, order = choose(self.method, config, learned, predict, model, units, weights)
         weight = output_weight(model, units[0])
         device = torch.device("cpu") if weight.is_meta else weight.device
-        plan = plan_budget(ratios, size, self.budget, measure=seconds_on(device, weight.dtype))
-        return plan, [pieces[:width] for pieces, width in zip(order, plan.widths, strict=True)], match
+        plan = plan_budget(ratios, size, self.budget, measure=seconds_on(device, weight.dtype), at_most=counts)
+        if list(plan.widths) == counts:
+            raise InvalidInputError(
+                f"This model is within the budget already: it keeps {sum(counts)} of {sum(size.widths)} pieces. Ask for less."
+            )
+        return Planned(
+            plan, [pieces[:width] for pieces, width in zip(order, plan.widths, strict=True)], match, learned
+        )
 
 
 def prune_model(
@@ -109,7 +137,7 @@ def prune_model(
         config (`LOPConfig`): of the pruner.
         learned (`Learned`): what the pruner knows.
         predict (`Callable`): its predictor, from a target ratio to layer ratios `[L]`.
-        model (`PreTrainedModel`, `str` or `Path`): the dense model.
+        model (`PreTrainedModel`, `str` or `Path`): the dense model, or one that was cut from it.
         cut (`Cut`): what to do.
         data (`Iterable[Mapping]`, *optional*): batches for the recovery.
 
@@ -117,10 +145,11 @@ def prune_model(
         `PreTrainedModel`: the same object.
     """
     recovery = cut.recovery(config, data=data is not None, by_name=isinstance(model, str | Path))
-    model = dense_model(config, model)
-    units, learned = prunable_units(model), learned.of_model(model.config)
+    model = given_model(config, model)
+    units = prunable_units(model, cut_before=True)
     check_classes(model)
-    plan, kept, match = cut.plan(config, learned, predict, model, units)
+    earlier = earlier_cut(model, units) if is_cut(model) else None
+    plan, kept, match, learned = cut.plan(config, learned, predict, model, units, earlier)
     batches: Sequence[Mapping[str, Any]] = list(data or ())
     judge = None
     recovery = recovery if plan.neurons_removed else None
@@ -146,11 +175,11 @@ def prune_model(
             recovery = recovery if judge.set_if_better(model, narrow, weights) else None
         elif weights is not None:
             set_output_weights(model, narrow, weights)
-        record(config, model, plan, method=cut.method, recovery=recovery, round_to=cut.budget.round_to, match=match)
+        record(config, model, plan, cut.method, recovery, cut.budget.round_to, match, earlier)
     return model
 
 
-def dense_model(config: LOPConfig, model: Any) -> PreTrainedModel:
+def given_model(config: LOPConfig, model: Any) -> PreTrainedModel:
     """Return the model to prune, loaded if it is a name.
 
     Raises:
@@ -192,7 +221,7 @@ def prune_files(
         config (`LOPConfig`): see [`prune_model`], as for `learned` and `predict`.
         learned (`Learned`): see `prune_model`.
         predict (`Callable`): see `prune_model`.
-        name (`str` or `Path`): Hub id or folder of the dense model.
+        name (`str` or `Path`): Hub id or folder of the dense model, or of one that was cut from it.
         out (`Path`): folder to write; must be new or empty.
         cut (`Cut`): what to do.
 
@@ -207,18 +236,18 @@ def prune_files(
     commit = {"revision": found} if (found := getattr(base, "_commit_hash", None)) else revision
     with open_shards(name, **commit) as shards:
         skeleton = load_skeleton(name, base, shards, **commit)
-        model, units = skeleton.model, prunable_units(skeleton.model, on_meta=True)
+        model, units = skeleton.model, prunable_units(skeleton.model, on_meta=True, cut_before=True)
         check_classes(model)
-        learned = learned.of_model(model.config)
+        earlier = earlier_cut(model, units) if is_cut(model) else None
         read = partial(stored_entries, skeleton, shards) if Path(name).is_dir() else None
         weights = partial(stored_output_weight, skeleton, shards)
-        plan, kept, match = cut.plan(config, learned, predict, model, units, weights, read)
+        plan, kept, match, learned = cut.plan(config, learned, predict, model, units, earlier, weights, read)
         recovery = recovery if plan.neurons_removed else None
         kept = check_kept(units, kept)
         columns = [unit.columns(indices) for unit, indices in zip(units, kept, strict=True)]
         solver = row_solver(recovery, columns, learned.statistics, learned.directions)
         tensors = pruned_tensors(skeleton, units, kept, solver)
-        record(config, model, plan, method=cut.method, recovery=recovery, round_to=cut.budget.round_to, match=match)
+        record(config, model, plan, cut.method, recovery, cut.budget.round_to, match, earlier)
         write_pruned(model, tensors, shards, out, recovery=learned.digest() if recovery else "")
     model.name_or_path = str(out)
     return model
@@ -232,80 +261,3 @@ def seconds_on(device: torch.device, dtype: torch.dtype) -> Callable[[ModelSize]
 def at_base(config: LOPConfig, name: str | Path) -> dict[str, Any]:
     """Return which revision of a model to load: the pruner's, where it is the very model that it was made for."""
     return {"revision": config.base_revision} if str(name) == config.base_model else {}
-
-
-def matched(
-    config: LOPConfig,
-    learned: Learned,
-    model: PreTrainedModel,
-    *,
-    strict: bool = False,
-    read: Read | None = read_memory,
-) -> str:
-    """Compare a model's weights with those of the base; a warning says if they are near, see [`check_identity`].
-
-    Returns:
-        `str`: "same", "near", or "unknown": the pruner has no fingerprint, or the weights cannot be read one by one.
-    """
-    source, commit = origin(model)
-    if commit is not None and (source, commit) == (config.base_model, config.base_revision):
-        return "same"
-    stored = None if read is None else learned.identity
-    match = check_identity(stored, model, config.base_model, strict=strict, read=read or read_memory)
-    if match == "near":
-        warnings.warn(
-            f"The weights of this model are near those of {config.base_model or 'the base'} that this pruner was made of, not the "
-            "same: orders and statistics are of the latter. Measure what comes out, or fit a pruner of its own.",
-            stacklevel=5,
-        )
-    return match
-
-
-def record(
-    config: LOPConfig,
-    model: Any,
-    plan: Plan,
-    *,
-    method: str = "lop",
-    recovery: str | None = None,
-    round_to: int = 1,
-    match: str = "unknown",
-) -> None:
-    """Let the config of a model that was just cut say how."""
-    criterion = METHODS[method].criterion or config.criterion
-    # Probes say nothing about another neuron order than the pruner's, nor, where they were recovered, about models that are not.
-    judged = (config.calibration or {}).get("recovery")
-    probed = criterion == config.criterion and judged in (None, recovery)
-    estimate = config.estimate(plan.widths) if probed else None
-    vars(model.config).pop("elastic_config", None)  # a cut model is elastic no more
-    model.config.pruning_config = {
-        "method": method,
-        "recovery": recovery,
-        "ratio": round(plan.pruning_ratio, 6),
-        "criterion": criterion,
-        "round_to": round_to,
-        **provenance(config, model),
-        "dense_widths": list(plan.dense.widths),
-        "dense_parameters": plan.dense.parameters,
-        "dense_bytes": plan.dense.num_bytes,
-        "dense_flops": plan.dense.flops,
-        "flops": plan.flops,
-        "estimated_divergence": None if estimate is None else float(f"{estimate:.4g}"),
-        "base_match": match,
-        "calibration": config.calibration,
-        "format": FORMAT,
-    }
-
-
-def provenance(config: LOPConfig, model: Any) -> dict[str, Any]:
-    """Return what a model and its pruner came from, as configs say it."""
-    source, commit = origin(model)
-    pruner, pruner_commit = origin(config)
-    known = source in (None, config.base_model)  # another repository's commit would say nothing
-    return {
-        "base_model": source or config.base_model,
-        "base_revision": commit or (config.base_revision if known else None),
-        "pruner": pruner,
-        "pruner_revision": pruner_commit,
-        "hf_lop_version": __version__,
-    }

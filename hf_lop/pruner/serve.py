@@ -13,8 +13,10 @@ from hf_lop.hub.save.check import check_classes
 from hf_lop.learning.config import LOPConfig
 from hf_lop.learning.learned import Learned
 from hf_lop.planning.plan import Plan
-from hf_lop.pruner.prune import at_base, matched, provenance, record
+from hf_lop.pruner.prune import at_base
+from hf_lop.pruner.record import matched, provenance, record
 from hf_lop.units.identity import is_in_memory, sample_weights
+from hf_lop.units.kept import note_kept
 from hf_lop.units.measure import measure_size
 from hf_lop.units.slice import changing, output_weight, prunable_units
 from hf_lop.units.unit import take
@@ -98,7 +100,8 @@ class Elastic:
         compared = learned.identity is not None
         config.check_fits(model, size, strict=False, sorted_by=learned.sorted_by, compared=compared)
         self._match = matched(config, learned, model)
-        self._elastic = ElasticModel(model, learned.checked_order(), units=units)
+        self._order = learned.checked_order()
+        self._elastic = ElasticModel(model, self._order, units=units)
         self.model: Any = self._elastic.model
         self.plan = Plan(size.widths, size)
         self._elastic.set_widths([1] * len(size.widths))  # the first time prepares the config's class: milliseconds
@@ -129,5 +132,8 @@ class Elastic:
             `PreTrainedModel`: an ordinary pruned model with weights of its own; it saves, pushes and trains.
         """
         cut: PreTrainedModel = self._elastic.materialize()
+        note_kept(
+            cut, self._elastic.units, [pieces[:n] for pieces, n in zip(self._order, self.plan.widths, strict=True)]
+        )
         record(self._config, cut, Plan(self.plan.widths, self._size), match=self._match)
         return cut

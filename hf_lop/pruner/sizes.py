@@ -12,7 +12,7 @@ import hashlib
 import json
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,13 +38,14 @@ from hf_lop.hub.save.hooks import PREFIX
 from hf_lop.hub.write.whole import check_new, check_replaceable, whole_folder
 from hf_lop.planning.budget import LIMITS, Budget
 from hf_lop.planning.plan import Plan
-from hf_lop.pruner.prune import record
 from hf_lop.pruner.pruner import LOPPruner
+from hf_lop.pruner.record import record
 from hf_lop.recovery.choose import choose_recovery, prefix_solver, row_solver
+from hf_lop.units.kept import note_kept
 from hf_lop.units.kinds import find_units
 from hf_lop.units.measure import measure_size
 from hf_lop.units.modeling_lop import set_counts
-from hf_lop.units.unit import take
+from hf_lop.units.unit import Unit, take
 
 SIZE_ARGUMENTS = (*LIMITS, "round_to", "recover")
 HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
@@ -116,6 +117,8 @@ def load_size(
             model.generation_config = GenerationConfig.from_pretrained(folder)
         if "disk" in getattr(model, "hf_device_map", {}).values():
             weakref.finalize(model, stack.pop_all().close)  # weights that are on disk are read there later
+    if getattr(model, "hf_quantizer", None) is None:
+        note_prefixes(model, find_units(model), source.plan.widths)
     model.name_or_path = model.config._name_or_path = source.name  # processors and provenance are there
     model.config._commit_hash = source.commit
     return loaded
@@ -237,11 +240,17 @@ def _assemble(source: _Source, folder: Path, *, in_memory: bool = False) -> tupl
     set_counts(model, units, source.plan.widths)
     for unit, width in zip(units, source.plan.widths, strict=True):
         take(model, unit, torch.arange(width))
+    note_prefixes(model, units, source.plan.widths)
     record(source.pruner.config, model, source.plan, recovery=source.recovery, round_to=source.budget.round_to)
     model.config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
     return model, tensors
+
+
+def note_prefixes(model: PreTrainedModel, units: Sequence[Unit], widths: Sequence[int]) -> None:
+    """Remember that a size has the first pieces of the elastic model."""
+    note_kept(model, units, [torch.arange(width) for width in widths])
 
 
 def _solvers(source: _Source) -> Solvers | None:

@@ -88,7 +88,7 @@ def recover_in_turn(
     """
     check_damping(damping)
     twin, cut = shadow(model), shadow(model)
-    cut_units = slice_units(cut, kept)
+    cut_units = slice_units(cut, kept, units)
     weights = []
     with torch.inference_mode():
         streams = [_Stream(batch) for batch in at_the_door(twin, batches)]

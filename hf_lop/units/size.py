@@ -1,7 +1,7 @@
 """What a model costs, and each of the pieces that can be removed from it: numbers alone."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
@@ -49,6 +49,16 @@ class ModelSize:
         """Return the FLOPs per token with the given widths `[L]`."""
         usual = [2 * self.projections * self.hidden_size] * len(self.widths)
         return self.flops - self._removed(widths, self.piece_flops or usual)
+
+    def before(self, dense: Sequence[int]) -> "ModelSize":
+        """Return the size that a cut model, which this is of, had with the dense widths `[L]`."""
+        return replace(
+            self,
+            widths=tuple(dense),
+            parameters=self.parameters_at(dense),
+            num_bytes=self.bytes_at(dense),
+            flops=self.flops_at(dense),
+        )
 
     def _removed(self, widths: Sequence[int], cost: Sequence[int]) -> int:
         return sum((n - int(k)) * c for n, k, c in zip(self.widths, widths, cost, strict=True))

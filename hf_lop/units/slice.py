@@ -10,17 +10,19 @@ from torch import nn
 
 from hf_lop.errors import InvalidInputError, UnsupportedModelError
 from hf_lop.units.configs import layer_counts, text_configs
+from hf_lop.units.kept import note_kept
 from hf_lop.units.kinds import KINDS, find_units
 from hf_lop.units.modeling_lop import set_counts
 from hf_lop.units.unit import Unit, linear_shape, take
 
 
-def prunable_units(model: nn.Module, *, on_meta: bool = False) -> list[Unit]:
+def prunable_units(model: nn.Module, *, on_meta: bool = False, cut_before: bool = False) -> list[Unit]:
     """Find the units of a model and check that they can be cut here and now.
 
     Args:
         model (`nn.Module`): a dense transformers model with its weights in memory.
         on_meta (`bool`): it may be on the meta device, its weights are cut elsewhere.
+        cut_before (`bool`): it may be pruned already.
 
     Returns:
         `list[Unit]`: see [`find_units`].
@@ -39,16 +41,20 @@ def prunable_units(model: nn.Module, *, on_meta: bool = False) -> list[Unit]:
         )
     _check_no_adapters(label, model)
     units = find_units(model)
-    counts = layer_counts(text_configs(model)[0]) if config is not None else {}
-    if counts or getattr(config, "pruning_config", None):
-        widths = next(iter(counts.values()), None)
+    if not cut_before and is_cut(model):
         raise UnsupportedModelError(
-            f"{label} is already pruned (widths {widths}). Prune the dense base model: neuron orders and plans refer to it."
+            f"{label} is already pruned (widths {[unit.count for unit in units]}). This needs the dense base model."
         )
     for unit in units:
         for path, name in unit.tensors:
             _check_tensor(label, unit, model.get_submodule(path), name, on_meta=on_meta)
     return units
+
+
+def is_cut(model: Any) -> bool:
+    """Whether a model is pruned already, by its config."""
+    config = getattr(model, "config", None)
+    return config is not None and bool(layer_counts(text_configs(model)[0]) or getattr(config, "pruning_config", None))
 
 
 def _check_no_adapters(label: str, model: nn.Module) -> None:
@@ -130,6 +136,7 @@ def slice_units(
             if len(indices) == unit.count
             else take(model, unit, indices, partial(set_counts, model, units, counts))
         )
+        note_kept(model, [unit], [indices])
     return narrow
 
 

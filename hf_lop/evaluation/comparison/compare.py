@@ -207,8 +207,8 @@ def _prepare(
 ) -> tuple[Plan, list[torch.Tensor]]:
     """Plan one target and choose the pieces that stay."""
     cut = Cut(Budget.of(ratio), method, None, strict=False)
-    plan, kept, _ = cut.plan(pruner.config, pruner.learned(), pruner.predict, model, units)
-    return plan, kept
+    planned = cut.plan(pruner.config, pruner.learned(), pruner.predict, model, units)
+    return planned.plan, planned.kept
 
 
 def _pruned(

@@ -73,6 +73,11 @@ def pruned_model_card(
     }
     if made.get("base_match") == "near":
         provenance["weights"] = "near those that the pruner was made of, such as a fine-tuned version's, not the same"
+    if before_this := made.get("cut_before"):
+        first = f"{before_this['ratio']:.1%} of the neurons by {quoted(before_this['method'])}"
+        first += f", recovery {quoted(before_this['recovery'])}" if before_this.get("recovery") else ""
+        there = linked(before_this.get("model"), before_this.get("revision"))
+        provenance["cut in two steps"] = f"first {first}{f': {there}' if there else ''}"
     return render(
         "pruned_model.md.jinja",
         metadata(

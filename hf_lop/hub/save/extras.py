@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, cast
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
+from hf_lop.errors import LOPError
 from hf_lop.hub.cards.elastic import elastic_card
 from hf_lop.hub.cards.facts import MARKER, plain_card
 from hf_lop.hub.cards.pruned import pruned_model_card
 from hf_lop.hub.cards.pruner import pruner_card
 from hf_lop.hub.elastic.write import PRUNER, TRANSPOSED, save_transposed
 from hf_lop.hub.read.checkpoint import open_shards
+from hf_lop.hub.read.kept import KEPT, kept_of, pack
 from hf_lop.hub.read.names import is_hub_id, origin
 from hf_lop.hub.write.companions import PROCESSOR, TOKENIZER, base_metadata, copy_companions, matches
 from hf_lop.hub.write.push import WEIGHTS
@@ -55,7 +57,7 @@ def stale_weights(new: Path, old: Path) -> list[Path]:
         names = {path.name for pattern in WEIGHTS for path in (new / part).glob(pattern)}
         there = [path for pattern in WEIGHTS for path in (old / part).glob(pattern)]
         found += [path for path in there if names and path.name not in names]
-    return found
+    return found if (new / KEPT).exists() else [*found, old / KEPT]
 
 
 def _write_card(directory: Path, out: Path, name: str, card: Callable[[], ModelCard]) -> None:
@@ -102,7 +104,7 @@ def save_pruned_extras(
 ) -> None:
     """Complete a folder to which transformers saved a pruned model, so that it loads anywhere.
 
-    Adds `modeling_lop.py`, the `auto_map` in config.json, processor files of the model it was loaded from, card and plot.
+    Adds `modeling_lop.py`, the `auto_map` in config.json, the numbers of the kept pieces, processor files of the model it was loaded from, card and plot.
 
     Args:
         model (`PreTrainedModel`): a pruned model.
@@ -120,6 +122,7 @@ def save_pruned_extras(
     for name, code in remote_code().items():
         write_whole(directory / name, code)
 
+    _write_kept(model, directory)
     made = config.get("pruning_config") or {}
     processor, base_data = _companions(model, made, directory, out)
     name = repo_id or f"./{out.resolve().name}"
@@ -139,6 +142,17 @@ def save_pruned_extras(
             tags=[*(model.model_tags or ()), *tags],
         ),
     )
+
+
+def _write_kept(model: "PreTrainedModel", directory: Path) -> None:
+    """Write which pieces the model kept, where that is known."""
+    try:
+        kept = kept_of(model)
+    except LOPError as error:
+        warnings.warn(f"Which pieces this model kept is not saved, so it can be cut no further: {error}", stacklevel=5)
+        return
+    if kept is not None:
+        write_whole(directory / KEPT, pack(kept))
 
 
 def _companions(

@@ -14,12 +14,13 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 
 from hf_lop.errors import InvalidInputError
 from hf_lop.hub.cards.facts import MARKER
+from hf_lop.hub.read.kept import KEPT
 from hf_lop.hub.write.collections import add_to_collection
 from hf_lop.hub.write.whole import write_whole
 
 # A push replaces all weights: a file of an earlier push must not be read in place of the new ones.
 WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
-STALE = [*WEIGHTS, *(f"elastic/{name}" for name in WEIGHTS)]
+STALE = [*WEIGHTS, *(f"elastic/{name}" for name in WEIGHTS), KEPT]
 
 
 RETRIES = (1, 4)  # seconds to wait before a commit that the Hub failed is tried again
