@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from hf_lop.evaluation.run import evaluate as evaluate
     from hf_lop.hub.export.export import export as export
     from hf_lop.hub.read.inspect import inspect_model as inspect_model
+    from hf_lop.hub.read.overlap import overlap as overlap
+    from hf_lop.hub.write.adapter import cut_adapter as cut_adapter
     from hf_lop.learning.config import LOPConfig as LOPConfig
     from hf_lop.learning.data import split_rows as split_rows
     from hf_lop.learning.importance import unit_importance as unit_importance
@@ -39,10 +41,12 @@ _PUBLIC = {
     "additive_plans": "hf_lop.planning.additive",
     "collect_statistics": "hf_lop.learning.statistics",
     "compare": "hf_lop.evaluation.comparison.compare",
+    "cut_adapter": "hf_lop.hub.write.adapter",
     "evaluate": "hf_lop.evaluation.run",
     "export": "hf_lop.hub.export.export",
     "find_units": "hf_lop.units.kinds",
     "inspect_model": "hf_lop.hub.read.inspect",
+    "overlap": "hf_lop.hub.read.overlap",
     "slice_units": "hf_lop.units.slice",
     "split_rows": "hf_lop.learning.data",
     "unit_importance": "hf_lop.learning.importance",

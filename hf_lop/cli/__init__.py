@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from hf_lop.cli.compare import compare
+from hf_lop.cli.cut_adapter import cut_adapter
 from hf_lop.cli.evaluate import evaluate
 from hf_lop.cli.export import export
 from hf_lop.cli.fit import fit
@@ -44,6 +45,7 @@ for _command in (
     prune,
     make_elastic,
     pull,
+    cut_adapter,
     export,
     fit,
     train_predictor,

@@ -10,9 +10,14 @@ from hf_lop.cli.options import AsJson, show
 def inspect(
     model: Annotated[str, typer.Argument(help="Hub id or folder.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Another cut of the same base: show which pieces both kept instead.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a model's FFNs, its parameters by part, whether it can be pruned, and how it was."""
+    if against is not None:
+        return _overlap(model, against, as_json)
     from hf_lop.hub.read.inspect import inspect_model
 
     found = inspect_model(model, revision=revision)
@@ -25,5 +30,22 @@ def inspect(
     lines += [
         f"  layer {i:>3}  {f['width']:>6} neurons  {f['path']}: {', '.join(f['inputs'])} -> {f['output']}"
         for i, f in enumerate(found.to_dict()["ffns"])
+    ]
+    show(found.to_dict(), "\n".join(lines), as_json)
+    return None
+
+
+def _overlap(model: str, against: str, as_json: bool) -> None:
+    from hf_lop.hub.read.overlap import overlap
+
+    found = overlap(model, against)
+    lines = [
+        f"{model} and {against} share {found.share:.1%} of the pieces of the smaller one; {found.by_chance:.1%} by chance.",
+        *(
+            f"  layer {layer:>3}  {left:>6} and {right:>6} of {dense}: {shared:>6} in both"
+            for layer, (left, right, shared, dense) in enumerate(
+                zip(found.left, found.right, found.shared, found.dense, strict=True)
+            )
+        ),
     ]
     show(found.to_dict(), "\n".join(lines), as_json)

@@ -26,7 +26,9 @@ FIRST, SECOND = 0.3, 0.5
 
 def same(left, right):
     states = [model.state_dict() for model in (left, right)]
-    return states[0].keys() == states[1].keys() and all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    return states[0].keys() == states[1].keys() and all(
+        torch.equal(states[0][key], states[1][key]) for key in states[0]
+    )
 
 
 def widths(model):
@@ -59,7 +61,9 @@ def test_in_two_steps_as_in_one(built, kind, tmp_path):
     kept = read_kept(tmp_path / "second")["neurons"]
     for pieces, dense, own in zip(kept, find_units(built[kind]), find_units(twice), strict=True):
         assert torch.equal(output_weight(built[kind], dense)[:, pieces], output_weight(twice, own))
-    assert "| cut in two steps | first 30.2% of the neurons by `lop` |" in (tmp_path / "second" / "README.md").read_text()
+    assert (
+        "| cut in two steps | first 30.2% of the neurons by `lop` |" in (tmp_path / "second" / "README.md").read_text()
+    )
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "streamed")
     assert torch.equal(logits(again), logits(once))
 
@@ -75,7 +79,9 @@ def test_the_stored_pieces_are_those_of_the_dense_model(built, tmp_path):
     # Copies and parts of a model know it, and a load of fewer layers.
     for part, there in ((copy.deepcopy(model), kept), (model.model, kept)):
         part.save_pretrained(tmp_path / "part")
-        assert [torch.equal(*pair) for pair in zip(read_kept(tmp_path / "part")["neurons"], there, strict=True)] == [True] * 4
+        assert [torch.equal(*pair) for pair in zip(read_kept(tmp_path / "part")["neurons"], there, strict=True)] == [
+            True
+        ] * 4
     short = AutoModelForCausalLM.from_pretrained(tmp_path / "out", num_hidden_layers=2)
     short.save_pretrained(tmp_path / "short")
     assert len(read_kept(tmp_path / "short")["neurons"]) == 2
@@ -108,7 +114,11 @@ def test_baselines_go_on(built, pruner, method):
 
 
 def test_budgets_are_met_and_blocks_kept(built, pruner):
-    for budget in ({"params": pruner.plan(SECOND).parameters}, {"memory": pruner.plan(SECOND).memory_after}, {"ratio": SECOND}):
+    for budget in (
+        {"params": pruner.plan(SECOND).parameters},
+        {"memory": pruner.plan(SECOND).memory_after},
+        {"ratio": SECOND},
+    ):
         for round_to in (1, 8):
             model = pruner.prune(copy.deepcopy(built["gated"]), FIRST, recover=None)
             there = widths(model)
@@ -187,7 +197,9 @@ class TestRefusals:
         pruner.prune(copy.deepcopy(built["gated"]), FIRST, recover=None).save_pretrained(tmp_path / "first")
         return tmp_path / "first"
 
-    @pytest.mark.parametrize(("ratio", "words"), [(0.2, "has lost 30.2% already"), (0.302, "within the budget already")])
+    @pytest.mark.parametrize(
+        ("ratio", "words"), [(0.2, "has lost 30.2% already"), (0.302, "within the budget already")]
+    )
     def test_less_than_is_gone(self, pruner, folder, ratio, words):
         with pytest.raises(InvalidInputError, match=words):
             pruner.prune(folder, ratio)
@@ -196,7 +208,9 @@ class TestRefusals:
 
     def test_nobody_knows_what_was_kept(self, pruner, folder, tmp_path):
         shutil.rmtree(folder / "pruning")
-        with pytest.raises(UnsupportedModelError, match=r"which pieces it kept is not known.*Prune the dense base model"):
+        with pytest.raises(
+            UnsupportedModelError, match=r"which pieces it kept is not known.*Prune the dense base model"
+        ):
             pruner.prune(folder, SECOND)
         # A save of it has no such file either, not even one of an earlier save.
         (tmp_path / "out" / "pruning").mkdir(parents=True)

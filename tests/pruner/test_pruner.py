@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from hf_lop.errors import CheckpointMismatchError, InfeasibleBudgetError, InvalidInputError, UnsupportedModelError
+from hf_lop.errors import CheckpointMismatchError, InfeasibleBudgetError, InvalidInputError
 from hf_lop.planning.table import read_table
 from hf_lop.pruner.pruner import LOPPruner
 from hf_lop.units.kinds import find_units
@@ -188,7 +188,10 @@ class TestPrune:
     def test_twice_is_refused(self, pruner, llama):
         pruner.prune(llama, 0.3)
         widths = list(llama.config.intermediate_size)
-        with pytest.raises(UnsupportedModelError, match="already pruned"):
+        with pytest.raises(
+            InvalidInputError,
+            match=r"ratio is 0\.3; it counts from the dense model, of which this one has lost 30\.2%",
+        ):
             pruner.prune(llama, 0.3)
         assert llama.config.intermediate_size == widths
 

@@ -112,7 +112,7 @@ def prune_with_bias(pruner, model, ratio):
     pruned = pruner.prune(model, ratio, method="flap", recover=None)
     units = prunable_units(dense)
     flap = Cut(Budget.of(ratio), "flap", None, strict=False)
-    _, kept, _ = flap.plan(pruner.config, pruner.learned(), pruner.predict, dense, units)
+    kept = flap.plan(pruner.config, pruner.learned(), pruner.predict, dense, units).kept
     biases = removed_means(dense, units, kept, pruner.statistics())
     add_to_output_biases(pruned, find_units(pruned), biases)
     pruned.config.pruning_config["recovery"] = "bias"

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_lop.errors import UnsupportedModelError
+from hf_lop.errors import LOPError, UnsupportedModelError
+from hf_lop.hub.read.kept import earlier_cut
 from hf_lop.hub.read.load import auto_class, read_config
 from hf_lop.learning.config import LOPConfig
-from hf_lop.units.configs import layer_widths, text_configs
 from hf_lop.units.decoder import text_decoder
 from hf_lop.units.kinds import find_units
+from hf_lop.units.slice import is_cut
 from hf_lop.units.unit import Unit
 
 
@@ -60,7 +61,7 @@ class Inspection:
 
 
 def inspect_model(name: str | Path, *, revision: str | None = None) -> Inspection:
-    """Inspect a model by Hub id or folder; it is built on the meta device, so only its config is fetched.
+    """Inspect a model by Hub id or folder; it is built on the meta device, so only its config is fetched, and what it kept.
 
     Args:
         name (`str` or `Path`): Hub id or folder.
@@ -87,8 +88,12 @@ def inspect_model(name: str | Path, *, revision: str | None = None) -> Inspectio
     except UnsupportedModelError as error:
         units, reason = [], str(error)
     pruned = getattr(model.config, "pruning_config", None)
-    if pruned or layer_widths(text_configs(model)[0]) is not None:
-        reason = f"{type(model).__name__} is already pruned; prune its dense base model instead."
+    if is_cut(model):
+        model.name_or_path, model.config._commit_hash = str(name), getattr(config, "_commit_hash", None)
+        try:
+            earlier_cut(model, units)
+        except LOPError as error:
+            reason = str(error)
         pruned = {**(pruned or {}), "widths": [unit.count for unit in units]}
     elif getattr(config, "quantization_config", None) is not None:
         reason = f"{type(model).__name__} is quantised; prune the unquantised model, then quantise the pruned one."

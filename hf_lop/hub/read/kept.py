@@ -18,6 +18,7 @@ from hf_lop.errors import CheckpointMismatchError, InvalidInputError, Unsupporte
 from hf_lop.hub.read.names import origin
 from hf_lop.units.configs import layer_counts, text_configs
 from hf_lop.units.kept import Earlier, check_pieces, dense_counts, note_kept, noted
+from hf_lop.units.modeling_lop import OUTPUT_BIAS
 from hf_lop.units.unit import Unit
 
 KEPT = "pruning/kept.safetensors"
@@ -116,6 +117,11 @@ def earlier_cut(model: Any, units: list[Unit]) -> Earlier:
         raise UnsupportedModelError(
             f"{type(model).__name__} is already pruned (widths {[unit.count for unit in units]}), and which pieces it kept is not "
             f"known: its repository has no {KEPT}, as those of before 0.2, or it was changed since. Prune the dense base model."
+        )
+    if any(getattr(config, OUTPUT_BIAS, False) for config in text_configs(model)):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is pruned, and has biases that this pruning added in place of what it took; a further cut "
+            "would leave them wrong. Prune the dense base model."
         )
     kept, dense = known[units[0].kind], dense_counts(model, units)
     check_pieces(kept, [unit.count for unit in units], dense)
