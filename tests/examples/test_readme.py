@@ -30,6 +30,12 @@ for name, folder in (("org/demo", demo.MODEL_DIR), ("org/lop-demo", demo.PRUNER_
 # What the README pushes, for the guides that load it.
 PUSHED = {
     "me/demo-lop30": 'demo.load_pruner().prune("org/demo", 0.3).push_to_hub("me/demo-lop30")\n',
+    "me/demo-lop50": 'demo.load_pruner().prune("org/demo", 0.5).push_to_hub("me/demo-lop50")\n',
+    "me/demo-lora": (
+        "from peft import LoraConfig, get_peft_model\n"
+        "targets = r'.*language_model.*(q|gate|up|down)_proj'\n"
+        "get_peft_model(demo.load_model()[0], LoraConfig(target_modules=targets)).push_to_hub('me/demo-lora')\n"
+    ),
     "me/demo-elastic": 'demo.load_pruner().make_elastic("org/demo").push_to_hub("me/demo-elastic")\n',
 }
 # Scripts that a page runs for what it needs; the others take minutes and show that they start.

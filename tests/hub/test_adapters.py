@@ -21,11 +21,11 @@ from tests.fake_pruner import fake_pruner
 from tests.helpers import logits
 
 TARGETS = {
-    "gated": ["q_proj", "gate_proj", "up_proj", "down_proj"],
+    "gated": ["q_proj", "gate_proj", "up_proj", "down_proj", "lm_head"],
     "conv1d": ["c_attn", "c_fc", "mlp.c_proj"],
     "gated_bias": ["up_proj", "down_proj"],
     "fused": ["qkv_proj", "gate_up_proj", "down_proj"],
-    "plain_bias": ["fc1", "fc2", "lm_head"],
+    "plain_bias": ["fc1", "fc2"],
 }
 
 
@@ -160,7 +160,7 @@ def test_command_line(built, pruned, tmp_path):
         return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False).stdout
 
     made = run("cut-adapter", tmp_path / "lora", "--model", a, "--out", tmp_path / "cut", "--json")
-    assert json.loads(made) == {"out": str(tmp_path / "cut"), "cut": 12, "tensors": 32}
+    assert json.loads(made) == {"out": str(tmp_path / "cut"), "cut": 12, "tensors": 35}
     assert json.loads(run("inspect", a, "--against", b, "--json"))["share"] == 1
     assert "share 100.0% of the pieces" in run("inspect", a, "--against", b)
     assert "can be pruned: yes" in run("inspect", a)
