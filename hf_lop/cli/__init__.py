@@ -8,15 +8,14 @@ import typer
 
 from hf_lop.cli.compare import compare
 from hf_lop.cli.cut_adapter import cut_adapter
+from hf_lop.cli.elastic import make_elastic, pull
 from hf_lop.cli.evaluate import evaluate
 from hf_lop.cli.export import export
 from hf_lop.cli.fit import fit
 from hf_lop.cli.inspect import inspect
-from hf_lop.cli.make_elastic import make_elastic
 from hf_lop.cli.options import note
 from hf_lop.cli.plan import plan
 from hf_lop.cli.prune import prune
-from hf_lop.cli.pull import pull
 from hf_lop.cli.quickstart import quickstart
 from hf_lop.cli.train_predictor import train_predictor
 from hf_lop.version import __version__

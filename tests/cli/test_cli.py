@@ -87,7 +87,7 @@ def test_prune_then_inspect_and_load(folders, tmp_path, pruner):
     assert model.num_parameters() == report["parameters"] == pruner.plan(0.3).parameters
     assert model.config.intermediate_size == list(pruner.plan(0.3).widths)
     facts = json.loads(run("inspect", out, "--json"))
-    assert facts["can_be_pruned"] is False
+    assert facts["can_be_pruned"] is True
     assert facts["pruned"]["widths"] == list(pruner.plan(0.3).widths)
     assert facts["pruned"]["criterion"] == "l2"
 
