@@ -1,6 +1,7 @@
 """The command line: `hf-lop`. Data goes to stdout, progress and messages to stderr."""
 
 import json
+import signal
 import sys
 from typing import Annotated
 
@@ -54,8 +55,11 @@ for _command in (
     app.command()(_command)
 
 
+INTERRUPTED = 128 + signal.SIGINT  # the exit code that typer gives a command after Ctrl-C
+
+
 def main() -> None:
-    """Run the command line; an error the user can mend is one line on stderr and exit code 1.
+    """Run the command line; an error the user can mend is one line on stderr and exit code 1, Ctrl-C one and 130.
 
     With `--json`, it is `{"error": message, "kind": name of its class}` on stdout as well.
     """
@@ -68,3 +72,7 @@ def main() -> None:
         if "--json" in sys.argv[1:]:
             typer.echo(json.dumps({"error": str(error), "kind": type(error).__name__}))
         sys.exit(1)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            note("Interrupted. The same command goes on with what is kept, or starts anew.")
+        raise

@@ -39,6 +39,7 @@ def compare(
     from hf_lop.evaluation.comparison.compare import check_arguments, fit_pruners
     from hf_lop.evaluation.comparison.compare import compare as run_comparison
     from hf_lop.hub.read.load import load_model, load_processor
+    from hf_lop.hub.write.whole import check_makeable
     from hf_lop.learning.data import model_batches, read_rows, split_rows
     from hf_lop.learning.processes import launched
     from hf_lop.pruner.methods import METHODS
@@ -48,6 +49,7 @@ def compare(
     check_arguments(range(seeds), ratios, method or list(METHODS), recoveries, rewards, [data])
     if absent := {"mcts", "cmaes"} & {*(method or ())} - {*searches}:
         raise InvalidInputError(f"Method {min(absent)} needs its search. Add --search {min(absent)}, or leave it out.")
+    check_makeable(out)
     rows = read_rows(data)
     # The report is drawn first, so that it is the same whatever the seeds and their samples are.
     report, *parts = split_rows(rows, [report_samples] + [samples, search_samples] * seeds)

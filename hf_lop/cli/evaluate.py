@@ -51,6 +51,10 @@ def evaluate(
         )
     from hf_lop.evaluation.results import Results
     from hf_lop.evaluation.run import evaluate as run
+    from hf_lop.hub.write.whole import check_makeable
+
+    if out is not None:
+        check_makeable(out.parent)  # a benchmark may take hours
 
     reference = None if dense is None else Results.load(dense)
     failure: EvaluationError | None = None

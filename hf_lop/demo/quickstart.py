@@ -4,7 +4,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 
 from hf_lop import demo
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
+from hf_lop.files import scratch_folder
 from hf_lop.planning.plan import Plan
 
 # What a user without hf_lop runs: the finder makes sure that this Python really cannot import the package.
@@ -164,10 +164,10 @@ def run(ratio: float, out: Path, questions: int = 600) -> Report:
 
 def _reload_without_hf_lop(folder: Path, inputs: dict[str, Any]) -> torch.Tensor:
     """Load the checkpoint in a second Python that cannot import hf_lop, and return its logits."""
-    with tempfile.TemporaryDirectory() as scratch:
-        given, answer = Path(scratch, "inputs.safetensors"), Path(scratch, "logits.safetensors")
+    with scratch_folder() as scratch:
+        given, answer = scratch / "inputs.safetensors", scratch / "logits.safetensors"
         save_file({name: value.contiguous() for name, value in inputs.items()}, given)
-        environment = {**os.environ, "HF_MODULES_CACHE": scratch, "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, "HF_MODULES_CACHE": str(scratch), "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, "-c", _RELOAD, str(folder.resolve()), str(given), str(answer)]
         child = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if child.returncode:

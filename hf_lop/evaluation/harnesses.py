@@ -5,7 +5,6 @@ import contextlib
 import importlib.util
 import random
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel
 
 from hf_lop.errors import EvaluationError, LOPError, MissingDependencyError
 from hf_lop.evaluation.results import TaskResult, read_raw
+from hf_lop.files import scratch_folder
 
 HARNESSES = ("lmms-eval", "lm-eval")
 
@@ -116,7 +116,7 @@ def run_task(
         EvaluationError: if the task fails, with the cause.
     """
     try:
-        with _quietly(), _own_seeds(), tempfile.TemporaryDirectory() as scratch:
+        with _quietly(), _own_seeds(), scratch_folder() as scratch:
             if harness == "lm-eval":
                 from lm_eval import simple_evaluate
 
@@ -127,7 +127,7 @@ def run_task(
                 from lmms_eval.evaluator import simple_evaluate as evaluate_multimodal
 
                 # Tasks write files for submissions into output_path; without it, into the current directory.
-                arguments = argparse.Namespace(output_path=scratch, process_with_media=False, reasoning_tags=None)
+                arguments = argparse.Namespace(output_path=str(scratch), process_with_media=False, reasoning_tags=None)
                 raw = evaluate_multimodal(
                     wrapped,
                     tasks=[task],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_lop.errors import EvaluationError, InvalidInputError
+from hf_lop.files import write_whole
 from hf_lop.hub.read.names import hub_id
 
 
@@ -97,8 +98,8 @@ class Results:
             raise InvalidInputError(f"These are no results of hf_lop ({error}). Pass what evaluate saved.") from error
 
     def save(self, path: str | Path) -> None:
-        """Write everything, answers included, as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(answers=True), indent=2) + "\n", encoding="utf-8")
+        """Write everything, answers included, as JSON: a file that appears whole or not at all."""
+        write_whole(Path(path), (json.dumps(self.to_dict(answers=True), indent=2) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path) -> "Results":

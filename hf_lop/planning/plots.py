@@ -1,8 +1,11 @@
 """Plots of the width of every layer, and of the quality to expect. They use matplotlib's figure objects: pyplot's state is never touched."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from hf_lop.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +70,7 @@ def _plot(
         _draw(axis, title, widths, dense, per_bar, legend=index == 0)
     axes[-1].set_xlabel("decoder layer", color=INK)
     if path is not None:
-        figure.savefig(path, format="png")
+        save_figure(figure, path)
     return figure
 
 
@@ -153,7 +156,7 @@ def plot_estimate(
     axes[-1].set_xlabel("FFN neurons removed", color=INK)
     axes[-1].xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     if path is not None:
-        figure.savefig(path, format="png")
+        save_figure(figure, path)
     return figure
 
 
@@ -166,6 +169,13 @@ def new_figure(width: float, height: float) -> "Figure":
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)  # type: ignore[union-attr, call-arg]
     return figure
+
+
+def save_figure(figure: "Figure", path: str | Path) -> None:
+    """Write a figure as a PNG file that appears whole or not at all."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_whole(Path(path), buffer.getvalue())
 
 
 def tidy(axis: "Axes") -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hf_lop.errors import InvalidInputError
-from hf_lop.hub.write.whole import write_whole
+from hf_lop.files import write_whole
 from hf_lop.learning.processes import launched
 from hf_lop.planning.journal import AGAIN, Journal, check_settings, read_json
 

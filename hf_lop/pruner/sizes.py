@@ -10,7 +10,6 @@ import contextlib
 import copy
 import hashlib
 import json
-import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrai
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
+from hf_lop.files import scratch_folder
 from hf_lop.hub.elastic.read import Solvers, open_transposed, read_size
 from hf_lop.hub.elastic.size_file import write_size
 from hf_lop.hub.elastic.write import PRUNER
@@ -193,8 +193,7 @@ def _size_folder(source: _Source, *, in_memory: bool) -> Iterator[tuple[Path, Te
     """The folder of a pruned model, which stays if it is of the Hub; its weights, where they are not in it."""
     if source.commit is None:
         root = cached_assets_path("hf_lop", "elastic", "local")
-        with tempfile.TemporaryDirectory(dir=root) as temporary:
-            folder = Path(temporary)
+        with scratch_folder(root) as folder:
             yield folder, _assemble(source, folder, in_memory=in_memory)[1]
         return
     sizes = cached_assets_path("hf_lop", source.name, source.commit)

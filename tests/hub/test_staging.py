@@ -10,9 +10,10 @@ import pytest
 from filelock import FileLock
 
 from hf_lop.errors import InvalidInputError
+from hf_lop.files import write_whole
 from hf_lop.hub.write import staging as module
 from hf_lop.hub.write.staging import Staging
-from hf_lop.hub.write.whole import whole_folder, write_whole
+from hf_lop.hub.write.whole import whole_folder
 from tests.hub.test_streaming import contents
 
 

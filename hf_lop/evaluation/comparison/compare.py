@@ -4,7 +4,6 @@ import copy
 import functools
 import itertools
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from transformers import PreTrainedModel
 from hf_lop.errors import InvalidInputError
 from hf_lop.evaluation.comparison.bias import add_to_output_biases, removed_means
 from hf_lop.evaluation.comparison.table import Comparison, Key, Row, Rows
+from hf_lop.files import write_whole
 from hf_lop.learning.data import IGNORED, fingerprint
 from hf_lop.learning.decoder.replay import record_batches
 from hf_lop.learning.divergence import DenseTop
@@ -171,9 +171,8 @@ def fit_pruners(
         fitted: list[LOPPruner] = []
         for search in searches:
             journal, first = (Path(folder) / f"fit-{seed}-{name}" for name in (search, searches[0]))
-            if fitted and launched().main and not journal.exists():  # the probes are the same
-                journal.mkdir(parents=True)
-                shutil.copy(first / "probes.json", journal)
+            if fitted and launched().main and not (journal / "probes.json").exists():  # they are the same
+                write_whole(journal / "probes.json", (first / "probes.json").read_bytes())
             made = LOPPruner.fit(
                 model,
                 calibration,

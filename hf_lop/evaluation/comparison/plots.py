@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_lop.planning.plots import FAINT, INK, KEPT, REMOVED, SEARCHED, new_figure, tidy
+from hf_lop.planning.plots import FAINT, INK, KEPT, REMOVED, SEARCHED, new_figure, save_figure, tidy
 from hf_lop.planning.show import si
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def plot_quality(
             axis.xaxis.set_major_formatter(lambda value, _: si(value, number="g"))
     handles, labels = grid[0][0].get_legend_handles_labels()
     _legend(figure, handles, labels)
-    figure.savefig(path, format="png")
+    save_figure(figure, path)
 
 
 def plot_layers(points: Sequence[Point], path: str | Path) -> None:
@@ -131,7 +131,7 @@ def plot_layers(points: Sequence[Point], path: str | Path) -> None:
         bar = figure.colorbar(image, ax=axes, fraction=0.025, pad=0.015, format=lambda value, _: f"{value:.0%}")
         bar.ax.tick_params(colors=FAINT, length=0, labelsize=8)
         bar.outline.set_visible(False)
-    figure.savefig(path, format="png")
+    save_figure(figure, path)
 
 
 def plot_searches(curves: Mapping[float, Mapping[str, Sequence[Sequence[float]]]], path: str | Path) -> None:
@@ -160,7 +160,7 @@ def plot_searches(curves: Mapping[float, Mapping[str, Sequence[Sequence[float]]]
         tidy(axis)
     axes[0].set_ylabel("best reward on the search data", color=INK)
     _legend(figure, *axes[0].get_legend_handles_labels())
-    figure.savefig(path, format="png")
+    save_figure(figure, path)
 
 
 def _floor(values: Sequence[float], dense: float, points: Sequence[Point], kind: str) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hf_lop.evaluation.comparison.plots import Point, plot_layers, plot_quality, plot_searches
-from hf_lop.hub.write.whole import write_whole
+from hf_lop.files import write_whole
 from hf_lop.learning.rewards import REWARDS, Score
 from hf_lop.planning.journal import add_entry, merge_journals, open_entries, read_entries
 from hf_lop.planning.plan import Plan

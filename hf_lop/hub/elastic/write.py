@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import save_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from hf_lop.files import write_whole
 from hf_lop.hub.read.checkpoint import Shards
 from hf_lop.hub.read.files import Folder
 from hf_lop.hub.read.load import read_config
@@ -31,7 +32,6 @@ from hf_lop.hub.read.skeleton import load_skeleton
 from hf_lop.hub.read.stored import StoredPieces, stored_pieces
 from hf_lop.hub.write.companions import matches
 from hf_lop.hub.write.push import WEIGHTS
-from hf_lop.hub.write.whole import write_whole
 from hf_lop.recovery.solve import sketch_products
 from hf_lop.units.kinds import find_units
 

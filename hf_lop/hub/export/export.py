@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError, UnsupportedModelError
+from hf_lop.files import scratch_folder, write_whole
 from hf_lop.hub.cards.export import FORMATS, export_card
 from hf_lop.hub.export.configs import check_field, per_layer_config
 from hf_lop.hub.export.gguf_file import check_config, write_gguf
@@ -25,7 +25,7 @@ from hf_lop.hub.read.load import auto_class, load_model, read_config
 from hf_lop.hub.read.names import hub_id
 from hf_lop.hub.write.companions import PROCESSOR, TERMS, TOKENIZER, copy_companions, matches, stays_inside
 from hf_lop.hub.write.push import WEIGHTS, Target, open_repository
-from hf_lop.hub.write.whole import check_new, check_replaceable, whole_folder, write_whole
+from hf_lop.hub.write.whole import check_new, check_replaceable, whole_folder
 from hf_lop.learning.config import LOPConfig
 from hf_lop.units.configs import DENSE_WIDTH, layer_widths
 from hf_lop.units.kinds import find_units
@@ -226,9 +226,9 @@ def _write(
             folder,
             Path(name).resolve().name if Path(name).is_dir() else Path(name).name,
         )
-        with tempfile.TemporaryDirectory() as spare:  # the file holds the tokenizer: only the terms are for the folder
+        with scratch_folder() as spare:  # the file holds the tokenizer: only the terms are for the folder
             metadata = copy_companions(name, None, spare, token=token)
-            for path in Path(spare).iterdir():
+            for path in spare.iterdir():
                 if matches(path.name, TERMS):
                     shutil.copyfile(path, folder / path.name)
         return metadata

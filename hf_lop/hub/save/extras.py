@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
 from hf_lop.errors import LOPError
+from hf_lop.files import write_whole
 from hf_lop.hub.cards.elastic import elastic_card
 from hf_lop.hub.cards.facts import MARKER, plain_card
 from hf_lop.hub.cards.pruned import pruned_model_card
@@ -24,7 +25,6 @@ from hf_lop.hub.read.kept import KEPT, kept_of, pack
 from hf_lop.hub.read.names import is_hub_id, origin
 from hf_lop.hub.write.companions import PROCESSOR, TOKENIZER, base_metadata, copy_companions, matches
 from hf_lop.hub.write.push import WEIGHTS
-from hf_lop.hub.write.whole import write_whole
 from hf_lop.planning.plots import plot_estimate, plot_plans, plot_widths
 from hf_lop.units.configs import layer_counts, text_configs
 from hf_lop.units.measure import count_parameters

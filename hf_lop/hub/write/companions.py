@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-from hf_lop.hub.write.whole import write_whole
+from hf_lop.files import write_whole
 
 PROCESSOR = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 TOKENIZER = (

@@ -1,6 +1,5 @@
 """Pushing a folder to the Hub in one commit."""
 
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -13,10 +12,10 @@ from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
 from hf_lop.errors import InvalidInputError
+from hf_lop.files import scratch_folder, write_whole
 from hf_lop.hub.cards.facts import MARKER
 from hf_lop.hub.read.kept import KEPT
 from hf_lop.hub.write.collections import add_to_collection
-from hf_lop.hub.write.whole import write_whole
 
 # A push replaces all weights: a file of an earlier push must not be read in place of the new ones.
 WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
@@ -125,11 +124,11 @@ def push_folder(
     """
     with (
         open_repository(repo_id, private=private, token=token, revision=revision, create_pr=create_pr) as target,
-        tempfile.TemporaryDirectory() as folder,
+        scratch_folder() as folder,
     ):
         if target.card is not None:
-            write_whole(Path(folder) / "README.md", target.card.encode())
-        save(Path(folder), target.repo_id)
+            write_whole(folder / "README.md", target.card.encode())
+        save(folder, target.repo_id)
         commit = target.upload(
             folder_path=folder,
             revision=revision,

@@ -1,10 +1,9 @@
-"""A file or a folder that appears whole or not at all."""
+"""A folder that appears whole or not at all."""
 
 import contextlib
 import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Self
@@ -12,25 +11,9 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from hf_lop.errors import InvalidInputError
+from hf_lop.files import sync
 
 LAST = "config.json"  # without it, a folder is no model
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all, in place of the one that is there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # a name must not be safe on disk before what it names
-        os.chmod(name, 0o644)  # temporary files are private, repositories are not
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-    sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -165,6 +148,13 @@ class Partial:
             ) from error
         sync(self.out.parent)
 
+    def forget(self) -> None:
+        """Remove what a process left beside a folder that was killed when it had put that in place."""
+        if self.root.is_dir() and not self.folder.exists():
+            with contextlib.suppress(InvalidInputError, OSError), self:  # what another process writes stays
+                self.clear()
+                self.leave()
+
     def leave(self) -> None:
         """Remove what is beside the folder, if it is empty."""
         Path(self._lock.lock_file).unlink(missing_ok=True)  # while it is held: behind it, another process may begin
@@ -180,7 +170,17 @@ def check_new(folder: Path) -> None:
         InvalidInputError: if it is so.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        Partial(folder).forget()
         raise InvalidInputError(f"{folder} exists and is not empty. Choose a new folder, or remove it first.")
+    check_makeable(folder)
+
+
+def check_makeable(folder: Path) -> None:
+    """Refuse a folder that is not there and cannot be made, or that nothing can be written to.
+
+    Raises:
+        InvalidInputError: if it is so.
+    """
     there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise InvalidInputError(f"{folder} cannot be made: {there} is no folder that you may write. Choose another.")
@@ -226,12 +226,3 @@ def sync_all_folders(folder: Path, files: Iterable[Path]) -> None:
     """Make the names of files in a folder safe on disk."""
     for parent in {folder, *((folder / file).parent for file in files)}:
         sync(parent)
-
-
-def sync(path: Path) -> None:
-    """Make a file or folder safe on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
