@@ -34,12 +34,14 @@ class Case:
         arguments (`Callable`): given the folder of inputs and the one to write to, the command's arguments.
         loads (`Callable`): given what was written, reads it as a user would; an error means that it is no result.
         again (`tuple[str, ...]`): what the same command needs besides, to go on.
+        single (`bool`): whether every file that it writes is a result by itself, not all together.
     """
 
     name: str
     arguments: Callable[[Path, Path], list[str]]
     loads: Callable[[Path], Any]
     again: tuple[str, ...] = ()
+    single: bool = False
 
 
 def make_inputs(folder: Path) -> Path:
@@ -87,10 +89,6 @@ def _model(out: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(out)
-
-
-def _uniform(out: Path) -> Any:
-    return _model(out)
 
 
 def _pruner(out: Path) -> Any:
@@ -161,8 +159,8 @@ CASES = [
     Case("export --to per_layer_config", _export("per_layer_config"), _model),
     Case("export --to gguf", _export("gguf"), _gguf),
     Case("pull", lambda inputs, out: ["pull", f"{inputs}/elastic", "--ratio", "0.4", "--out", f"{out}"], _model),
-    Case("compare", _compare, _compared),
-    Case("evaluate", _evaluate, _evaluated),
+    Case("compare", _compare, _compared, single=True),
+    Case("evaluate", _evaluate, _evaluated, single=True),
 ]
 
 
