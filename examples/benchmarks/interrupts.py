@@ -33,6 +33,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it would not survive
 
 from interrupts_cases import CASES, Case, contents, make_inputs
 
+from hf_lop.files import write_whole
+
+ABOUT = """\
+A signal stops a command at a counted moment after its imports: before a call that changes the file system, or a change of a
+model. Then the same command is run again; `fit` with `--resume`. Moments are spread evenly; the table says how many there
+are in all. A wrong load is a result that can be read and is not that of an undisturbed run; a failed rerun one that ends with an
+error or another result, or after a command that did not end by its signal, with one line and exit code 130 after Ctrl-C;
+leftovers are what an undisturbed run does not leave, beside the result, among temporary files, or in hf_lop's cache. The model
+is a random Llama of four layers."""
 SIGNALS = {"kill -9": signal.SIGKILL, "Ctrl-C": signal.SIGINT}
 NAMES = ("rename", "remove", "mkdir", "rmdir", "truncate", "chmod", "link", "symlink")
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -111,7 +120,7 @@ def hurried() -> Iterator[None]:
 
     with (
         mock.patch.object(fit, "train_predictor", partial(train_predictor, epochs=2)),
-        mock.patch.object(pruner, "usual_targets", lambda _: (0.2, 0.4, 0.6)),
+        mock.patch.object(pruner, "usual_targets", return_value=(0.2, 0.4, 0.6)),
         mock.patch.object(Figure, "savefig", save),
     ):
         yield
@@ -344,11 +353,9 @@ def main() -> None:
     ]
     lines = [heads, ["---", "---", *["---:"] * 5], *rows]
     table = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-    text = (
-        f"# Interrupted commands\n\n{' '.join(__doc__.split('command-line')[0].split('md')[1].split())}\n\n{table}\n"
-    )
+    text = f"# Interrupted commands\n\n{ABOUT}\n\n{table}\n"
     if arguments.out:
-        arguments.out.write_text(text)
+        write_whole(arguments.out, text.encode())
     print(text)
 
 
