@@ -12,6 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # scripts there import their neighbours
+sys.path.append(f"{sys.path[0]}/benchmarks")
 
 import pytest
 from PIL import Image

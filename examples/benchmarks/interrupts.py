@@ -134,12 +134,10 @@ class Bench:
     """
 
     def __init__(self, folder: Path) -> None:
-        import datasets
         import torch
 
         torch.set_num_threads(1)  # threads would not survive a fork
         self.folder, self._count = folder, 0
-        datasets.config.HF_DATASETS_CACHE = folder / "datasets"  # it is theirs, and not the user's own
         with contextlib.redirect_stderr(io.StringIO()):  # progress bars
             self.inputs = make_inputs(folder / "inputs")
         self._known: dict[str, tuple[dict[str, str], Run]] = {}
@@ -152,18 +150,25 @@ class Bench:
             folder.mkdir(parents=True)
         return place
 
+    def _datasets(self) -> Any:
+        """Let the library datasets keep its cache here, and not the user's."""
+        import datasets
+
+        return mock.patch.object(datasets.config, "HF_DATASETS_CACHE", self.folder / "datasets")
+
     def undisturbed(self, case: Case) -> tuple[dict[str, str], Run]:
         """Return what a command leaves, and a run whose moments were counted; the first time imports what it needs."""
         if case.name not in self._known:
             warm = self.new()
-            code, said = _in_process(case.arguments(self.inputs, warm / "out"), warm)
+            with self._datasets():
+                code, said = _in_process(case.arguments(self.inputs, warm / "out"))
             if code:
-                raise RuntimeError(f"{case.name} fails by itself: {said}")
+                raise RuntimeError(f"{case.name} fails by itself: {said[-2000:]}")
             counted = self.run(case, self.new(), at=None)
             expected, found = contents(warm), contents(counted.place)
             if counted.code or expected != found:
                 other = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
-                raise RuntimeError(f"Two runs of {case.name} differ in {other}: {counted.said}")
+                raise RuntimeError(f"Two runs of {case.name} differ in {other}: {counted.said[-2000:]}")
             self._known[case.name] = expected, counted
         return self._known[case.name]
 
@@ -172,11 +177,11 @@ class Bench:
         arguments = [*case.arguments(self.inputs, place / "out"), *(case.again if again else ())]
         said, counted = place.parent / "said", place.parent / "moments.json"
         sys.stdout.flush()
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), self._datasets():
             warnings.simplefilter("ignore", DeprecationWarning)  # other threads wait, and the child needs none of them
             child = os.fork()
-        if not child:
-            _child(arguments, place, said, counted, Moments(at, number))
+            if not child:
+                _child(arguments, place, said, counted, Moments(at, number))
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         moments = json.loads(counted.read_text()) if counted.exists() else []
         return Run(place, code, said.read_text(errors="replace"), moments)
@@ -223,7 +228,7 @@ def _one_line(said: str) -> bool:
     return "Traceback" not in said and said.rstrip().rpartition("\n")[2].startswith("Interrupted")
 
 
-def _in_process(arguments: Sequence[str], place: Path) -> tuple[int, str]:
+def _in_process(arguments: Sequence[str]) -> tuple[int, str]:
     """Run a command here, and return its exit code and what it said."""
     from hf_lop.cli import main
 
