@@ -31,5 +31,5 @@ def test_nothing_wrong_and_nothing_left(bench, case):
 
 def test_moments_are_spread():
     moments = ["", "/a/tmp", *["/a/place/out"] * 8, "", "/a/tmp"]
-    assert choose(moments, "/a/place", 3) == [1, 4, 8] or choose(moments, "/a/place", 3) == [4, 8, 10]
+    assert choose(moments, "/a/place", 3) == [4, 8, 10]
     assert choose(moments, "/a/place", 100) == list(range(12))
