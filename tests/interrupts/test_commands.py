@@ -1,8 +1,8 @@
 """Commands stopped at counted moments, in children of one warm process; more moments: examples/benchmarks/interrupts.py."""
 
 import pytest
-from interrupts import SIGNALS, Bench, between, choose, hurried
 from interrupts_cases import CASES
+from interrupts_runs import SIGNALS, Bench, between, choose, hurried
 
 NEEDS = {"evaluate": "lm_eval", "export --to gguf": "gguf"}  # packages of extras
 MOMENTS = 3
