@@ -189,8 +189,8 @@ class Bench:
 
 def _results(found: dict[str, str]) -> dict[str, str]:
     """Leave out what a command keeps for itself: journals, caches, what is not finished."""
-    kept = ("out.journal", "out/fit-", "out/rows.jsonl", "out/cache", ".")
-    return {name: digest for name, digest in found.items() if not name.startswith(kept)}
+    kept = ("out.journal", "out/fit-", "out/rows.jsonl", "out/cache")
+    return {name: digest for name, digest in found.items() if not name.startswith(kept) and "/." not in f"/{name}"}
 
 
 def _is_a_result(case: Case, out: Path, folder: Path) -> bool:
