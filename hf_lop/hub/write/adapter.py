@@ -12,11 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError, UnsupportedModelError
+from hf_lop.files import write_whole
 from hf_lop.hub.read.kept import earlier_cut
 from hf_lop.hub.read.load import auto_class, read_config
 from hf_lop.hub.read.names import hub_id
 from hf_lop.hub.read.safetensors import parse_json
-from hf_lop.hub.write.whole import check_new, whole_folder, write_whole
+from hf_lop.hub.write.whole import check_new, whole_folder
 from hf_lop.units.kept import CutTensor
 from hf_lop.units.kinds import find_units
 from hf_lop.units.slice import is_cut
