@@ -13,7 +13,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_lop.errors import CheckpointMismatchError
-from hf_lop.units.decoder import text_decoder
+from hf_lop.units.decoder import BUILT, text_decoder
 from hf_lop.units.unit import Unit
 
 if TYPE_CHECKING:
@@ -159,11 +159,31 @@ def scalars(found: "Sequence[tuple[PreTrainedConfig, dict[str, list[Any]]]]") ->
         for field, values in lists.items():
             dense = marks[field]["unpruned"] if field in marks else getattr(config, DENSE_WIDTH, None) or max(values)
             vars(config)[field] = dense
+        vars(config)[BUILT] = True
     try:
         yield
     finally:
         for config, lists in found:
             vars(config).update(lists)
+            vars(config).pop(BUILT, None)
+
+
+def forget_lists(config: Any, own: Any) -> None:
+    """Make a config that of a dense model again: the model that is built from it has nothing that was pruned.
+
+    Args:
+        config (`PreTrainedConfig`): of the model.
+        own (`PreTrainedConfig`): it, or the one inside it that holds lists.
+    """
+    marks = _marks(own)
+    for field in layer_lists(own):
+        dense = marks[field]["unpruned"] if field in marks else vars(own).get(DENSE_WIDTH)
+        vars(own).pop(field)  # then its class has the number, if it was not told one
+        if dense is not None:
+            vars(own)[field] = dense
+    for name in (DENSE_WIDTH, UNITS):
+        vars(own).pop(name, None)
+    vars(config).pop("pruning_config", None)
 
 
 # -- Config classes ----------------------------------------------------------------------------------------------------

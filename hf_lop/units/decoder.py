@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
+BUILT = "lop_built"  # marks the config that decoder layers are being built from; copies of it carry the mark too
+
 
 def text_decoder(model: Any) -> Any:
     """Return the text decoder inside a model; the model itself where it names none."""
@@ -18,6 +20,25 @@ def text_decoder(model: Any) -> Any:
             break
         model = decoder
     return model
+
+
+def holds_decoder(model: Any, config: Any, *, encodes: bool) -> bool:
+    """Whether a model that was just built has the layers that a text config describes: heads may be those of another part.
+
+    Args:
+        model (`nn.Module`): the model.
+        config (`PreTrainedConfig`): the text config; it and its copies have the mark `BUILT`.
+        encodes (`bool`): whether it describes an encoder as well.
+    """
+    configs = (getattr(module, "config", None) for module in model.modules())
+    if not any(found is config or BUILT in getattr(found, "__dict__", ()) for found in configs):
+        return False
+    decoder = text_decoder(model)
+    if not encodes:
+        return True
+    first = min((name for name, _ in _lists(decoder)), key=lambda name: name.count("."), default="")
+    names = f"{type(decoder).__name__}.{first}".lower()
+    return "encoder" not in names or "decoder" in names
 
 
 def decoder_layers(model: Any, is_layer: Callable[[Any], bool]) -> list[tuple[str, Any]]:

@@ -10,6 +10,7 @@ it imports, as `lop_errors.py`, `lop_unit.py` and so on. Importing it changes
 nothing and loads neither torch nor transformers.
 """
 
+import contextlib
 import copy
 import functools
 import importlib
@@ -29,6 +30,7 @@ from hf_lop.units.configs import (
     check_format,
     check_marks,
     enable_fields,
+    forget_lists,
     layer_counts,
     lists_within,
     scalars,
@@ -36,6 +38,7 @@ from hf_lop.units.configs import (
     text_configs,
     write_counts,
 )
+from hf_lop.units.decoder import holds_decoder
 from hf_lop.units.kinds import KINDS
 from hf_lop.units.unit import Unit, take
 
@@ -101,10 +104,15 @@ def _wrap_constructor(model_cls: Any) -> None:
         config = copy.deepcopy(config)
         args, kwargs = (args, {**kwargs, "config": config}) if "config" in kwargs else ((config, *args[1:]), kwargs)
         found = list(lists_within(config))
+        encodes = [getattr(own, "is_encoder_decoder", False) for own, _ in found]  # a constructor may change it
         with scalars(found):
             original(self, *args, **kwargs)
-        for own, lists in found:
-            _build(self, own, lists)
+            held = [holds_decoder(self, own, encodes=second) for (own, _), second in zip(found, encodes, strict=True)]
+        for (own, lists), here in zip(found, held, strict=True):
+            if here:
+                _build(self, own, lists)
+            else:  # a class with another part of the model only, such as its encoder
+                forget_lists(config, own)
 
     __init__._lop = True  # type: ignore[attr-defined]  # older versions of this file leave it alone
     __init__._lop_format = FORMAT  # type: ignore[attr-defined]
@@ -123,8 +131,8 @@ def _model_classes(config_cls: type) -> list[type]:
         if sibling != cls.__module__ and importlib.util.find_spec(sibling):
             modules.append(importlib.import_module(sibling))
         for mapping in (MODEL_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING):
-            if cls in mapping:
-                entry = mapping[cls]
+            with contextlib.suppress(ValueError):  # some mappings name a class that transformers has not
+                entry = mapping.get(cls, ())
                 modules += [sys.modules[c.__module__] for c in (entry if isinstance(entry, tuple) else (entry,))]
     return [
         cls
@@ -229,7 +237,7 @@ def set_counts(model: Any, units: Sequence[Unit], counts: Sequence[int]) -> None
 
 
 def install() -> None:
-    """Hook config reading: a config that carries lists enables its own architecture first. Idempotent."""
+    """Hook the reading and making of configs: one that carries lists enables its own architecture first. Idempotent."""
     from transformers.configuration_utils import PreTrainedConfig
 
     original = PreTrainedConfig.from_dict.__func__  # type: ignore[attr-defined]
@@ -244,6 +252,12 @@ def install() -> None:
     from_dict._lop = True  # type: ignore[attr-defined]
     from_dict._lop_format = FORMAT  # type: ignore[attr-defined]
     PreTrainedConfig.from_dict = classmethod(from_dict)  # type: ignore[method-assign, arg-type, assignment]
+
+    def __new__(cls: Any, *_args: Any, **kwargs: Any) -> Any:
+        enable_for(cls, kwargs)
+        return object.__new__(cls)
+
+    PreTrainedConfig.__new__ = __new__  # type: ignore[method-assign]
 
 
 def _keep_weight_names(model_cls: Any) -> None:

@@ -13,6 +13,7 @@ from tests import warm
 from tests.conftest import KINDS, slow
 from tests.fake_pruner import fake_pruner
 from tests.helpers import logits
+from tests.shrink import tiny_config
 from tests.tiny_models import tiny_model
 
 REPORT = """
@@ -71,11 +72,80 @@ def test_a_head_is_saved_and_loaded_again(built, tmp_path):
     assert torch.equal(logits(again.eval()), logits(head))
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("t5", "T5ForConditionalGeneration", "AutoModelForTextEncoding"),
+        *slow(
+            ("t5", "T5ForConditionalGeneration", "AutoModelForTokenClassification"),
+            ("whisper", "WhisperForConditionalGeneration", "AutoModelForAudioClassification"),
+            ("blip-2", "Blip2ForConditionalGeneration", "AutoModelForZeroShotImageClassification"),
+        ),
+    ],
+)
+def test_a_head_without_the_decoder_stays_dense(case, tmp_path):
+    """Of another part of the model, whose layers could be taken for those that the config counts."""
+    model_type, cls, auto = case
+    model = getattr(transformers, cls)(tiny_config(model_type))
+    model.save_pretrained(tmp_path / "dense")
+    fake_pruner(model).prune(model, 0.4, recover=None).save_pretrained(tmp_path / "pruned")
+    load = getattr(transformers, auto).from_pretrained
+    dense, wanted = load(tmp_path / "dense", output_loading_info=True)
+    head, found = load(tmp_path / "pruned", output_loading_info=True)
+    assert found == wanted
+    state = head.state_dict()
+    for name, tensor in dense.state_dict().items():
+        assert name in wanted["missing_keys"] or torch.equal(state[name], tensor)
+    head.save_pretrained(tmp_path / "head")
+    again, info = load(tmp_path / "head", output_loading_info=True)
+    assert not any(info.values())
+    assert "pruning_config" not in again.config.to_dict()
+
+
+def test_a_model_class_that_a_mapping_names_in_vain(tmp_path):
+    """transformers names VoxtralRealtimeTextModel, and has it not."""
+    model = transformers.VoxtralRealtimeForConditionalGeneration(tiny_config("voxtral_realtime"))
+    fake_pruner(model).prune(model, 0.4, recover=None).save_pretrained(tmp_path)
+    again, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert [unit.count for unit in widths_of(again)] == [unit.count for unit in widths_of(model)]
+
+
+CONFIGS = """
+import copy, json, sys
+from pathlib import Path
+import hf_lop
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Qwen2_5_VLConfig
+text = json.loads(Path(sys.argv[1], "config.json").read_text())
+ask = {key: value for key, value in text.items() if key != "model_type"}
+make = {
+    "class": lambda: LlamaConfig(**text),
+    "for_model": lambda: AutoConfig.for_model("llama", **ask),
+    "nested": lambda: Qwen2_5_VLConfig(text_config={"intermediate_size": [9, 8], "num_hidden_layers": 2}).get_text_config(),
+}[sys.argv[2]]
+config = copy.deepcopy(make())
+again = type(config)(**config.to_dict())
+assert again.to_dict() == config.to_dict()
+if sys.argv[2] != "nested":
+    model = AutoModelForCausalLM.from_config(again)
+    assert [layer.mlp.up_proj.out_features for layer in model.model.layers] == text["intermediate_size"]
+else:
+    assert config.intermediate_size == [9, 8]
+"""
+
+
+@pytest.mark.parametrize("way", ["class", *slow("for_model", "nested")])
+def test_a_config_is_made_of_lists_in_a_new_process(built, way, tmp_path):
+    pruned(built, "gated", tmp_path)
+    done = warm.run(CONFIGS, tmp_path, way)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_classes_of_other_models_are_not_touched(built, tmp_path):
     pruned(built, "gated", tmp_path)
     AutoModelForCausalLM.from_pretrained(tmp_path)
     assert not hasattr(PreTrainedModel.__init__, "_lop")
-    assert not hasattr(transformers.T5ForConditionalGeneration.__init__, "_lop")
+    assert not hasattr(transformers.LongT5ForConditionalGeneration.__init__, "_lop")
 
 
 def test_one_config_serves_many_threads(built, tmp_path):

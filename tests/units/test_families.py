@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from filelock import FileLock
 from hf_lop.hub.save.extras import auto_map
 from hf_lop.units.ship import remote_code
 from tests.families import MULTIMODAL, TEXT, build, text_inputs
+from tests.heads import check_heads
 from tests.support_table import render, section, short_reason
 from tests.tiny_models import CONFIGS, tiny_inputs, tiny_model
 from tests.walk import Outcome, check, loaders, logits, walk
@@ -65,14 +67,14 @@ def outcome(walked):
         written = folder / "outcome.json"
         with FileLock(folder / "lock"):
             if not written.exists():
-                found = walk(model_type, lambda *pruned: save_with_code(*pruned, folder))
+                found = walk(model_type, lambda *pruned: save_with_code(model_type, *pruned, folder))
                 written.write_text(json.dumps(dataclasses.asdict(found)))
         return Outcome(**json.loads(written.read_text()))
 
     return of
 
 
-def save_with_code(model, inputs, folder):
+def save_with_code(model_type, model, inputs, folder):
     """Save a pruned model with its remote code, and what a load must give; without an auto class there is no such load."""
     autos = [loader.__name__ for loader in loaders(model)[1:]]
     if autos:
@@ -83,6 +85,11 @@ def save_with_code(model, inputs, folder):
         for name, code in remote_code().items():
             (folder / name).write_bytes(code)
         torch.save({"auto": autos[0], "inputs": inputs, "logits": logits(model, inputs)}, folder / "expected.pt")
+        dense = build(model_type)
+        with tempfile.TemporaryDirectory() as dense_folder:
+            dense.save_pretrained(dense_folder)
+            heads = check_heads(model, dense, inputs, (folder, dense_folder))
+        (folder / "heads.json").write_text(json.dumps([dataclasses.asdict(head) for head in heads]))
 
 
 @pytest.mark.slow
@@ -110,6 +117,30 @@ def test_the_guide_lists_what_the_walk_found(outcome):
     if written and written[1] != transformers.__version__:
         pytest.skip(f"the section was written with transformers {written[1]}")
     assert table == render([outcome(name) for name in [*MULTIMODAL, *TEXT]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", [*MULTIMODAL, *TEXT])
+def test_every_class_of_the_auto_map_loads(model_type, outcome, walked):
+    """As the stock class loads the dense model, where that can be done at all."""
+    if outcome(model_type).group != "prunes":
+        pytest.skip("is not pruned")
+    found = heads_of(walked, model_type)
+    assert not [head for head in found if head["fault"]]
+    assert len([head for head in found if head["skipped"]]) <= 2
+
+
+@pytest.mark.slow
+def test_most_classes_are_compared(outcome, walked):
+    found = [head for name in [*MULTIMODAL, *TEXT] if outcome(name) for head in heads_of(walked, name)]
+    assert sum(len(head["autos"]) for head in found) > 700
+    assert sum(bool(head["skipped"]) for head in found) <= 10
+    assert sum(head["compared"] for head in found) >= 500
+
+
+def heads_of(walked, model_type):
+    file = walked / model_type.replace("-", "_") / "heads.json"
+    return json.loads(file.read_text()) if file.exists() else []
 
 
 @pytest.mark.slow
