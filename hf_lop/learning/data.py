@@ -186,7 +186,7 @@ def fitting_parts(
             f"data is a {type(data).__name__}; pass a list of samples, a datasets.Dataset (one split of it), or the name of a "
             "file or of a dataset on the Hub."
         )
-    if len(rows) and isinstance(rows[0], Mapping) and "input_ids" in rows[0]:
+    if len(rows) and isinstance(rows[0], Mapping) and {"input_ids", "inputs_embeds"} & set(rows[0]):
         raise InvalidInputError("data holds batches of model inputs; pass others as validation, to judge plans on.")
     spare = min(max(len(rows) - samples - search_samples, 0), 400)
     sizes = {"calibration": samples, "search": search_samples}

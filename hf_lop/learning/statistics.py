@@ -167,7 +167,7 @@ def collect_statistics(
             model(**inputs, use_cache=False, **short)
         for layer, batch_sums in sums:
             for value in (batch_sums.square, batch_sums.scatter):
-                check_numbers(value, "Calibration", begin + processes.index, f"activations in layer {layer}")
+                check_numbers(value, "Calibration", begin + processes.index, f"activations in layer {layer}", model)
         return sums
 
     with watching(model, units, see), evaluating(model):

@@ -34,6 +34,7 @@ from hf_lop.units.kept import Earlier, Read
 from hf_lop.units.measure import ffn_seconds, measure_size
 from hf_lop.units.size import ModelSize
 from hf_lop.units.slice import changing, check_kept, is_cut, output_weight, prunable_units, slice_units
+from hf_lop.units.sound import check_weights
 from hf_lop.units.unit import Unit
 
 
@@ -148,6 +149,7 @@ def prune_model(
     model = given_model(config, model)
     units = prunable_units(model, cut_before=True)
     check_classes(model)
+    check_weights(model, units)
     earlier = earlier_cut(model, units) if is_cut(model) else None
     plan, kept, match, learned = cut.plan(config, learned, predict, model, units, earlier)
     batches: Sequence[Mapping[str, Any]] = list(data or ())

@@ -19,6 +19,7 @@ from hf_lop.units.identity import is_in_memory, sample_weights
 from hf_lop.units.kept import note_kept
 from hf_lop.units.measure import measure_size
 from hf_lop.units.slice import changing, output_weight, prunable_units
+from hf_lop.units.sound import check_weights
 from hf_lop.units.unit import take
 from hf_lop.units.views import ElasticModel
 
@@ -37,12 +38,13 @@ def make_elastic(
         `tuple`: the same object, and what is known of it now.
     """
     model = load_base(config, model)
-    if getattr(model.config, "elastic_config", None):
+    if getattr(getattr(model, "config", None), "elastic_config", None):
         raise CheckpointMismatchError(
             "This model is elastic already: its neurons are sorted. Load the repository that it was made from."
         )
     units = prunable_units(model)
     check_classes(model)
+    check_weights(model, units)
     size = measure_size(model, units)
     config.check_fits(model, size, strict=False, compared=learned.identity is not None)
     # Budgets of memory count in the dtype that is stored.

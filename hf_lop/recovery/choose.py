@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_lop.errors import CheckpointMismatchError, InvalidInputError
+from hf_lop.errors import CheckpointMismatchError, InvalidInputError, UnsupportedModelError
 from hf_lop.learning.statistics import Statistics
 from hf_lop.recovery.by_layer import recover_fold, recover_lstsq, recover_sketch
 from hf_lop.recovery.in_turn import recover_in_turn
 from hf_lop.recovery.moments import second_moments
 from hf_lop.recovery.solve import NewRows, RowSolver, SketchSolver, check_finite, fold
+from hf_lop.units.slice import output_weight
 from hf_lop.units.unit import Unit
 
 RECOVERIES = {
@@ -98,6 +99,8 @@ def recovered_weights(
     """
     if name is None:
         return None
+    for unit in units:
+        check_precision(output_weight(model, unit).dtype, unit.output.module)
     if name == "sequential":
         return recover_in_turn(model, data, units, kept)
     if name == "lstsq":
@@ -106,6 +109,19 @@ def recovered_weights(
         sketches = [directions(layer) for layer in range(len(statistics))]
         return recover_sketch(model, units, kept, sketches, [measured.square for measured in statistics])
     return recover_fold(model, units, kept, statistics)
+
+
+def check_precision(dtype: torch.dtype, where: str) -> None:
+    """Refuse weights of fewer than 16 bits: they belong to scales that are elsewhere, and a fit would not be what they mean.
+
+    Raises:
+        UnsupportedModelError: if they are such.
+    """
+    if dtype.itemsize < 2:
+        raise UnsupportedModelError(
+            f"The weights of {where} are {dtype}; a recovery fits weights of 16 bits or more. Load the model with "
+            "dtype=torch.bfloat16, prune and quantise then, or prune with recover=None (--recover none)."
+        )
 
 
 def check_by_rows(name: str | None) -> None:
@@ -143,6 +159,7 @@ def row_solver(
         return None
 
     def solver(layer: int, dtype: torch.dtype) -> NewRows:
+        check_precision(dtype, f"layer {layer}")
         if name == "fold":
             return fold(kept[layer], statistics[layer])
         new_rows = SketchSolver(directions(layer), statistics[layer].square, kept[layer], dtype).rows()

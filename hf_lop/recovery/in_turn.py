@@ -104,7 +104,7 @@ def recover_in_turn(
                 stream.cut, x = pruned.watched(index, stream, stream.cut)
                 missing = stream.rows(stream.dense) - stream.rows(stream.cut)  # E
                 gram.addmm_(x.T, x)  # X_K^T X_K
-                check_numbers(gram.diagonal(), "Recovery", number, f"activations in layer {index}")
+                check_numbers(gram.diagonal(), "Recovery", number, f"activations in layer {index}", model)
                 cross.addmm_(missing.T, x)  # E^T X_K
             change = solve(gram, cross, damping)
             fitted = check_finite(index, (place.double() + change.to(place.device)).to(place.dtype))

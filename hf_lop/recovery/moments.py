@@ -78,7 +78,9 @@ def second_moments(
                 ) -> None:
                     rows = tokens.rows(x).to(grams[layer].device, torch.float32)
                     grams[layer].addmm_(rows.T, rows)  # G += X^T X
-                    check_numbers(grams[layer].diagonal(), "Recovery", index, f"activations in layer {group[layer]}")
+                    check_numbers(
+                        grams[layer].diagonal(), "Recovery", index, f"activations in layer {group[layer]}", twin
+                    )
 
                 with watching(twin, [units[i] for i in group], add):
                     if layerwise:

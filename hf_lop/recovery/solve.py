@@ -11,6 +11,7 @@ import torch
 from hf_lop.errors import InvalidInputError
 from hf_lop.learning.statistics import Statistics
 from hf_lop.units.gather import gather
+from hf_lop.units.sound import finite
 
 DAMPING = 0.1
 ROWS = 256  # of W at a time
@@ -45,7 +46,7 @@ def check_finite(layer: int, solved: torch.Tensor, *, sketched: bool = False) ->
     Raises:
         InvalidInputError: if not; it says where to look: at the sketch, or at the data.
     """
-    if not all(torch.isfinite(end) for end in torch.aminmax(solved)):  # in one pass without a copy; NaN is both ends
+    if not finite(solved):
         why = (
             "the sketch is damaged. Load it again" if sketched else "activations overflow. Check the calibration data"
         )

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from hf_lop.hub.read.safetensors import LENGTH, Place, make_header, parse_json
 from hf_lop.recovery.solve import ROWS, NewRows, in_blocks
 from hf_lop.units.gather import gather
+from hf_lop.units.sound import check_weight
 
 BLOCK = 2**22  # bytes that are read at a time
 AHEAD = 2  # blocks that are read before they are needed
@@ -126,16 +127,19 @@ class Cutter:
             yield _bytes(self.source.rows(saved.source).to(saved.dtype))
         elif place.end > place.start:
             for start, part in self._read(saved):
+                if saved.kept is not None:
+                    check_weight(saved.source, part)
                 yield _bytes(self._cut(saved, start, part).to(saved.dtype))
 
     def _solve(self, saved: SavedTensor) -> torch.Tensor:
         assert saved.solve is not None
         solve, rows = saved.solve(), self.source.places[saved.source].shape[0]
         if saved.axis == 0:
-            return in_blocks(solve, self.source.rows(saved.source).to(saved.dtype).T).T.contiguous()
+            weight = check_weight(saved.source, self.source.rows(saved.source).to(saved.dtype))
+            return in_blocks(solve, weight.T).T.contiguous()
         solved = torch.empty(saved.shape, dtype=saved.dtype)
         for start in range(0, rows, ROWS):
-            part = self.source.rows(saved.source, start, min(start + ROWS, rows))
+            part = check_weight(saved.source, self.source.rows(saved.source, start, min(start + ROWS, rows)))
             solved[start : start + ROWS] = solve(part.to(saved.dtype))
         return solved
 

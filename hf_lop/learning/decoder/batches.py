@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from hf_lop.errors import InvalidInputError
+from hf_lop.units.sound import not_finite
 
 
 def to_device(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def check_any(count: int) -> None:
         )
 
 
-def check_numbers(sums: torch.Tensor, what: str, batch: int, where: str) -> None:
+def check_numbers(sums: torch.Tensor, what: str, batch: int, where: str, model: nn.Module | None = None) -> None:
     """Refuse a batch that gives what is no number: in sums over batches it would be in all of them.
 
     Args:
@@ -37,11 +38,17 @@ def check_numbers(sums: torch.Tensor, what: str, batch: int, where: str) -> None
         what (`str`): kind of batch, such as "Calibration".
         batch (`int`): its number.
         where (`str`): what is not finite, such as "activations in layer 3".
+        model (`nn.Module`, *optional*): what the batch was given to; its weights are looked at if something is not finite.
 
     Raises:
         InvalidInputError: if one is NaN or infinite.
     """
     if not torch.isfinite(sums).all():
+        if model is not None and (name := not_finite(model)):
+            raise InvalidInputError(
+                f"{what} batch {batch} gives {where} that are not finite, as the model's weight {name} holds NaN or infinity. "
+                "Load the model again, or take another."
+            )
         raise InvalidInputError(
             f"{what} batch {batch} gives {where} that are not finite. Look for NaN or infinity in its inputs and in the weights, "
             "load a model in bfloat16 or float32 rather than float16, or leave the batch out."
@@ -65,9 +72,16 @@ class Tokens:
         """Read them from a batch of model inputs.
 
         Raises:
-            InvalidInputError: if the batch has no inputs of a decoder.
+            InvalidInputError: if the batch has no inputs of a decoder, or a mask that is not one of tokens.
         """
-        mask = batch.get("decoder_attention_mask" if "decoder_input_ids" in batch else "attention_mask")
+        name = "decoder_attention_mask" if "decoder_input_ids" in batch else "attention_mask"
+        mask = batch.get(name)
+        if mask is not None and getattr(mask, "ndim", None) != 2:
+            found = list(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+            raise InvalidInputError(
+                f"{name} is {found}. Which tokens are padding is read from a mask of tokens, [samples, tokens]; one of pairs of "
+                "tokens does not tell it. Pass such a mask, or none with samples of equal length."
+            )
         padded = mask is not None and not bool(mask.all())
         for key in ("decoder_input_ids", "input_ids", "inputs_embeds", "attention_mask"):
             if batch.get(key) is not None:

@@ -125,14 +125,18 @@ def predictions(batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     An encoder-decoder batch (with `decoder_input_ids`) has labels that are shifted already.
 
     Args:
-        batch (`Mapping`): model inputs, with `input_ids` `[B, T]`.
+        batch (`Mapping`): model inputs, with `input_ids` `[B, T]`, or `inputs_embeds` `[B, T, d]` alone: then what the tokens
+            are is known from labels only.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: where `[B, T] bool`, and the targets `[B, T] int64`, -100 where unknown.
     """
     encoder_decoder = "decoder_input_ids" in batch
-    ids = batch["decoder_input_ids" if encoder_decoder else "input_ids"]
-    labels = batch.get("labels")
+    labels, ids = batch.get("labels"), batch.get("decoder_input_ids" if encoder_decoder else "input_ids")
+    if ids is None and (embeds := batch.get("inputs_embeds")) is not None:  # which tokens these are nobody knows
+        ids = torch.full(embeds.shape[:2], IGNORED, device=embeds.device)
+    if ids is None:
+        raise InvalidInputError(f"A batch needs input_ids or inputs_embeds; this one has {sorted(batch)}.")
     if labels is not None and encoder_decoder:
         return labels != IGNORED, labels
     real = torch.ones_like(ids, dtype=torch.bool)
@@ -235,7 +239,7 @@ def _record(model: Any, batch: dict[str, Any], way: Way | None) -> Recorded:
             trial = replace(entry, args=call[0], kwargs=call[1])
             if way is None:
                 dense = output.logits[sample, position]
-                check_numbers(dense.nan_to_num(math.nan, 0, 0), "Validation", 0, "predictions")
+                check_numbers(dense.nan_to_num(math.nan, 0, 0), "Validation", 0, "predictions", model)
                 way = _choose_way(trial, model, dense)
             entry = entry if way == "model" else replace(trial, way=way, batch={})
         elif way is None:

@@ -6,11 +6,17 @@ Every repository of a pruned model carries a copy of this file beside `modeling_
 from collections.abc import Callable
 from typing import Any
 
+from hf_lop.errors import InvalidInputError
 from hf_lop.units.kinds.neurons import find_neurons
 from hf_lop.units.unit import Unit
 
 # Name on disk -> finds one unit per decoder layer, or raises UnsupportedModelError.
 KINDS: dict[str, Callable[[Any], list[Unit]]] = {"neurons": find_neurons}
+WRAPPERS = (
+    "DataParallel",
+    "DistributedDataParallel",
+    "FullyShardedDataParallel",
+)  # no transformers model, but around one
 
 
 def find_units(model: Any) -> list[Unit]:
@@ -27,5 +33,8 @@ def find_units(model: Any) -> list[Unit]:
 
     Raises:
         UnsupportedModelError: if some layer has nothing that can be cut piece by piece; the message says why.
+        InvalidInputError: if the model is in a wrapper for several devices.
     """
+    if type(model).__name__ in WRAPPERS:
+        raise InvalidInputError(f"model is a {type(model).__name__} around a model. Pass what is in it, model.module.")
     return [unit for find in KINDS.values() for unit in find(model)]
