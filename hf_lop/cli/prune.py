@@ -71,8 +71,10 @@ def prune(
         raise InvalidInputError(f"--stream writes a folder only. Leave out --push-to, then: hf upload {push_to} {out}")
     if stream:
         threading.Thread(target=_warm, args=(Path(model),), daemon=True).start()
+    from hf_lop.planning.show import groups
     from hf_lop.pruner.pruner import LOPPruner
     from hf_lop.recovery.choose import RECOVERIES
+    from hf_lop.units.configs import layer_widths, text_configs
 
     loaded = LOPPruner.from_pretrained(pruner)
     note(f"Streaming {model}." if stream else f"Loading {model}.")
@@ -91,6 +93,8 @@ def prune(
     )
     recovery = pruned.config.pruning_config["recovery"]
     note(f"Recovery: {RECOVERIES[recovery]}." if recovery else "Recovery: none.")
+    if widths := layer_widths(text_configs(pruned)[0]):
+        note(groups(widths))
     if not stream:
         pruned.save_pretrained(out)
     report = {"out": str(out), "pruning_config": pruned.config.pruning_config, "parameters": pruned.num_parameters()}

@@ -112,6 +112,13 @@ def test_card_is_the_golden_one(name):
     assert card == path.read_text(encoding="utf-8")
 
 
+def test_the_card_says_which_quantisers_the_widths_suit():
+    odd, even = (str(pruned_model_card(CONFIG, name="x", **PRUNED | {"widths": [width] * 6})) for width in (700, 768))
+    assert "All widths are multiples of 700. Quantisers that work in groups of 32 to 128 weights" in odd
+    assert "prune with round_to=128 or round_to=256 for them" in odd
+    assert "All widths are multiples of 768, so they suit quantisers that work in groups" in even
+
+
 @pytest.mark.parametrize("name", ["pruned_model", "pruner"])
 def test_metadata_is_plain_yaml(name):
     text = str(cards()[name])

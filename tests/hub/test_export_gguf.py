@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,19 @@ def test_other_dtypes_are_refused(tmp_path):
     save(prune_tiny(text_model("llama", torch.float64)), tmp_path / "model")
     with pytest.raises(UnsupportedModelError, match=r"torch\.float64"):
         export(tmp_path / "model", "gguf", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("widths", "words"), [(WIDTHS, "multiples of 1: "), ([96, 32, 64, 96], "multiples of 32: "), (None, None)]
+)
+def test_what_llama_cpp_can_quantise_is_said(widths, words, tmp_path):
+    model = text_model("llama", **({} if widths else {"intermediate_size": 512}))
+    save(prune_tiny(model, widths or [512, 256, 256, 512]), tmp_path / "pruned", "gpt-2")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        export(tmp_path / "pruned", "gguf", tmp_path / "out")
+    said = [str(one.message) for one in caught if "K-quants" in str(one.message)]
+    assert [words in text and "round_to=256" in text for text in said] == [True] * bool(words)
 
 
 def test_several_chat_templates(tmp_path):

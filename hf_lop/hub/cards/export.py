@@ -54,8 +54,8 @@ FORMATS = {
         what="one GGUF file of architecture `deci`, which has one FFN width per layer",
         language="text",
         code="llama-server --model FILE",
-        tested="Tested: stock llama.cpp, through xllamacpp. Its K-quants need widths that are multiples of 256: prune with "
-        "`--round-to 256` for them.",
+        tested="Tested: stock llama.cpp, through xllamacpp. Its K-quants need widths that are multiples of 256, its "
+        "other quantisations of 32: prune with `--round-to 256` for them.",
     ),
 }
 

@@ -18,7 +18,7 @@ from hf_lop.hub.cards.facts import (
     when_judged,
     word,
 )
-from hf_lop.planning.show import si
+from hf_lop.planning.show import groups, si
 
 
 def pruned_model_card(
@@ -97,6 +97,7 @@ def pruned_model_card(
         recovery=word(made["recovery"]) if made.get("recovery") else None,
         criterion=word(made["criterion"]),
         round_to=made["round_to"],
+        groups=groups(widths),
         judged=f", {when_judged(made.get('calibration'))}" if made.get("recovery") else "",
         estimate=f"{estimate:.2g}" if estimate is not None else None,
         dtype_note=(

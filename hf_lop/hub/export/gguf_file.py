@@ -1,5 +1,7 @@
 """A pruned Llama-like text model as a GGUF file for stock llama.cpp, which reads one FFN width per layer as arch `deci`."""
 
+import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from transformers import PreTrainedModel
 
 from hf_lop.errors import MissingDependencyError, UnsupportedModelError
 from hf_lop.hub.export.gguf_tokenizer import pre_tokenizer_name, write_tokenizer
+from hf_lop.planning.show import K_QUANTS
 
 FAMILIES = ("llama", "mistral", "qwen2")
 WAY_OUT = "Export it as uniform, which llama.cpp's own converter should read like any dense model (not tried)."
@@ -99,6 +102,12 @@ def write_gguf(model: PreTrainedModel, tokenizer: Any, folder: Path, name: str) 
 
     pre_tokenizer_name(tokenizer)  # refuses before anything is written
     config: Any = model.config
+    if (common := math.gcd(*config.intermediate_size)) % K_QUANTS:
+        warnings.warn(
+            f"The widths are multiples of {common}: the file runs as it is, but llama.cpp's K-quants need multiples of {K_QUANTS}, "
+            f"and its other quantisations of 32. To quantise it further, prune with round_to={K_QUANTS} and export that.",
+            stacklevel=4,
+        )
     layers = config.num_hidden_layers
     kinds = {
         torch.float32: (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32, "F32"),
