@@ -11,7 +11,7 @@ from hf_lop.learning.learned import Learned
 from hf_lop.planning.plan import Plan
 from hf_lop.pruner.methods import METHODS
 from hf_lop.units.configs import FORMAT
-from hf_lop.units.identity import check_identity, read_memory
+from hf_lop.units.identity import check_identity, is_in_memory, read_memory
 from hf_lop.units.kept import Earlier, Read, sorted_by
 from hf_lop.version import __version__
 
@@ -31,9 +31,9 @@ def matched(
         `str`: "same", "near", or "unknown": the pruner has no fingerprint, or the weights cannot be read one by one.
     """
     source, commit = origin(model)
-    if commit is not None and (source, commit) == (config.base_model, config.base_revision):
-        return "same"
-    stored = None if read is None else learned.identity
+    stored = None if read is None or (read is read_memory and not is_in_memory(model)) else learned.identity
+    if stored is None and commit is not None and (source, commit) == (config.base_model, config.base_revision):
+        return "same"  # what is in memory may have been trained since it was loaded
     match = check_identity(stored, model, config.base_model, strict=strict, read=read or read_memory, earlier=earlier)
     if match == "near":
         warnings.warn(
@@ -74,7 +74,9 @@ def record(
         probed = probed and earlier.made.get("criterion") == criterion
     estimate = config.estimate(plan.widths) if probed else None
     order = sorted_by(model.config)
-    vars(model.config).pop("elastic_config", None)  # a cut model is elastic no more
+    mark = vars(model.config).pop("elastic_config", None)  # a cut model is elastic no more
+    if isinstance(mark, dict) and mark.get("base_match") == "near":
+        match = "near"  # what an elastic model's pruner knows is of the base that this was near
     model.config.pruning_config = {
         "method": method,
         "recovery": recovery,

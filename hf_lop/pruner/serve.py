@@ -50,11 +50,11 @@ def make_elastic(
     # Budgets of memory count in the dtype that is stored.
     dtype = str(output_weight(model, units[0]).dtype).removeprefix("torch.")
     known = replace(learned.sorted(), size=size, dtype=dtype)
-    matched(config, learned, model)
+    match = matched(config, learned, model)
     with changing(model, "make_elastic"):
         for unit, order in zip(units, learned.order, strict=True):
             take(model, unit, order)
-        model.config.elastic_config = {"order": known.sorted_by, **provenance(config, model)}
+        model.config.elastic_config = {"order": known.sorted_by, **provenance(config, model), "base_match": match}
     return model, replace(known, identity=sample_weights(model) if is_in_memory(model) else None)
 
 

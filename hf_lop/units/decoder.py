@@ -41,6 +41,21 @@ def holds_decoder(model: Any, config: Any, *, encodes: bool) -> bool:
     return "encoder" not in names or "decoder" in names
 
 
+def part_config(config: Any, config_cls: type) -> Any:
+    """Return the config that a class is built from: Auto classes give remote code that of the whole, also for its text part.
+
+    Args:
+        config (`PreTrainedConfig`): what was given.
+        config_cls (`type`): what the class takes.
+    """
+    if getattr(config, "sub_configs", {}).get("text_config") is not config_cls:
+        return config
+    text = config.get_text_config()
+    if (packed := getattr(config, "quantization_config", None)) is not None:
+        text.quantization_config = packed
+    return text
+
+
 def decoder_layers(model: Any, is_layer: Callable[[Any], bool]) -> list[tuple[str, Any]]:
     """Return the decoder layers of a model, each with its path from the model; none if it has no list of modules.
 

@@ -38,7 +38,7 @@ from hf_lop.units.configs import (
     text_configs,
     write_counts,
 )
-from hf_lop.units.decoder import holds_decoder
+from hf_lop.units.decoder import holds_decoder, part_config
 from hf_lop.units.kinds import KINDS
 from hf_lop.units.unit import Unit, take
 
@@ -291,7 +291,17 @@ def _remote_class(base: Any) -> type:
         config_cls = getattr(sys.modules[__name__], config_cls.__name__)  # made once, then a global
     # The code is transformers' own. As custom code it would skip some of its set-up of buffers and weight names.
     own_code: Any = classmethod(lambda cls: False)
-    return type(base.__name__, (base,), {**namespace, "config_class": config_cls, "is_custom_code": own_code})
+    namespace |= {"config_class": config_cls, "is_custom_code": own_code}
+
+    def from_pretrained(cls: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+        return base.from_pretrained.__func__(cls, *args, config=part_config(config, base.config_class), **kwargs)
+
+    def _from_config(cls: Any, config: Any, **kwargs: Any) -> Any:
+        return base._from_config.__func__(cls, part_config(config, base.config_class), **kwargs)
+
+    for method in (from_pretrained, _from_config):
+        namespace[method.__name__] = classmethod(method)  # type: ignore[arg-type]
+    return type(base.__name__, (base,), namespace)
 
 
 def __getattr__(name: str) -> Any:
