@@ -44,12 +44,12 @@ MAKE = (
     + """
 HfApi().create_repo("me/base")
 commit = HfApi().upload_folder(repo_id="me/base", folder_path=demo.MODEL_DIR).oid
-pruner = demo.load_pruner()
-pruner.config.base_model, pruner.config.base_revision = "me/base", commit
-pruner.push_to_hub("me/lop-base")
-
 processor = AutoProcessor.from_pretrained("me/base")
 model = AutoModelForImageTextToText.from_pretrained("me/base", dtype=torch.float32)
+fitted = LOPPruner.fit(model, demo.load_data("search", 128), processor=processor, samples=64, search_samples=64)
+assert (fitted.config.base_model, fitted.config.base_revision) == ("me/base", commit)
+fitted.push_to_hub("me/lop-base")
+
 lora = get_peft_model(model, LoraConfig(target_modules=["q_proj", "up_proj", "down_proj"], r=4))
 merged = fine_tune(lora, 1e-3).merge_and_unload().requires_grad_(True)
 merged.save_pretrained("merged")
