@@ -149,13 +149,27 @@ def test_an_elastic_repository_knows_its_sorted_weights(own, tmp_path):
     assert elastic.materialize().config.pruning_config["base_match"] == "same"
 
 
-def test_a_commit_is_enough_and_another_one_is_no_matter_where_weights_agree(own):
-    model = changed_seed(build("gated"))
+def test_weights_count_for_more_than_the_commit_that_they_were_loaded_from(own):
+    """A model may have been trained since; only where weights cannot be compared the commit says what it is."""
     pruner = copy.deepcopy(own)
-    pruner.config.base_revision = model.config._commit_hash = "1" * 40
-    model.name_or_path = "org/base"
-    assert pruner.prune(model, 0.4).config.pruning_config["base_match"] == "same"
-    model = build("gated")
+    pruner.config.base_revision = "1" * 40
+    for make, seen in ((one_step, "near"), (changed_seed, None)):
+        model = make(build("gated"))
+        model.name_or_path, model.config._commit_hash = "org/base", "1" * 40
+        if seen is None:
+            with pytest.raises(CheckpointMismatchError, match="those of this model are others"):
+                pruner.prune(model, 0.4)
+        else:
+            with pytest.warns(UserWarning, match="are near those of org/base"):
+                assert pruner.prune(model, 0.4).config.pruning_config["base_match"] == seen
+    without = fake_pruner(model)
+    without.config.base_model, without.config.base_revision = "org/base", "1" * 40
+    assert without.prune(model, 0.4, strict=True).config.pruning_config["base_match"] == "same"
+
+
+def test_another_commit_is_no_matter_where_weights_agree(own):
+    pruner, model = copy.deepcopy(own), build("gated")
+    pruner.config.base_revision = "1" * 40
     model.name_or_path, model.config._commit_hash = "org/base", "2" * 40
     with warnings.catch_warnings():
         warnings.simplefilter("error")
