@@ -144,7 +144,7 @@ def heads_of(walked, model_type):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_every_type_loads_with_remote_code_alone(outcome, walked, tmp_path):
     for model_type in [*MULTIMODAL, *TEXT]:
         outcome(model_type)
