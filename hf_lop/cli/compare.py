@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_lop.cli.options import AsJson, note, show
+from hf_lop.cli.options import AsJson, RoundTo, blocks, note, show
 
 
 def compare(
@@ -30,6 +30,7 @@ def compare(
         typer.Option(help="additive, mcts or cmaes, repeatable; LOP's predictor learns from the first. additive."),
     ] = None,
     evaluations: Annotated[int, typer.Option(help="Candidates that a search evaluates per target.")] = 200,
+    round_to: RoundTo = "auto",
     batch_size: Annotated[int, typer.Option(help="Samples per batch.")] = 8,
     max_length: Annotated[int | None, typer.Option(help="Tokens at which plain texts are cut.")] = None,
     as_json: AsJson = False,
@@ -59,7 +60,7 @@ def compare(
         return list(model_batches(processor, part, batch_size=batch_size, max_length=max_length))
 
     draws = [(batches(parts[2 * seed]), batches(parts[2 * seed + 1])) for seed in range(seeds)]
-    pruners = fit_pruners(dense, draws, searches, out, evaluations=evaluations)
+    pruners = fit_pruners(dense, draws, searches, out, evaluations=evaluations, round_to=blocks(round_to))
     if not launched().main:
         return  # only fitting is shared
     result = run_comparison(
@@ -71,6 +72,7 @@ def compare(
         recover=recoveries,
         data=draws[0][0] if recover else None,
         rewards=rewards,
+        round_to=blocks(round_to),
         folder=out,
     )
     written = result.save(out, {name: sorted(out.glob(f"fit-*-{name}")) for name in searches})

@@ -16,6 +16,7 @@ from hf_lop.cli.options import (
     PushTo,
     Ratio,
     RoundTo,
+    blocks,
     check_push,
     note,
     push,
@@ -61,7 +62,7 @@ def pull(
     memory: Memory = None,
     flops: Flops = None,
     latency: Latency = None,
-    round_to: RoundTo = 1,
+    round_to: RoundTo = "auto",
     recover: Annotated[
         str, typer.Option(help="What lets the kept neurons do the removed ones' work: sketch, none, or auto.")
     ] = "auto",
@@ -81,7 +82,7 @@ def pull(
     from hf_lop.planning.budget import Budget
     from hf_lop.pruner.sizes import pull as pull_size
 
-    budget = Budget.of(ratio, params=params, memory=memory, flops=flops, latency=latency, round_to=round_to)
+    budget = Budget.of(ratio, params=params, memory=memory, flops=flops, latency=latency, round_to=blocks(round_to))
     made = pull_size(repository, out, budget, recover=None if recover == "none" else recover, revision=revision)
     text = f"Saved {out}: {made['parameters']:,} parameters. Load it with from_pretrained."
     show({"out": str(out), **made}, text, as_json)

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_lop.cli.options import AsJson, Collection, Out, Private, PushTo, check_push, push, show
+from hf_lop.cli.options import AsJson, Collection, Out, Private, PushTo, RoundTo, blocks, check_push, push, show
 
 
 def fit(
@@ -27,6 +27,7 @@ def fit(
     recover: Annotated[
         str, typer.Option(help="Judge candidates as prune leaves them after this: sketch, or none.")
     ] = "none",
+    round_to: RoundTo = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the draw of samples, the search and the predictor.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the journal of a killed run.")] = False,
     push_to: PushTo = None,
@@ -68,6 +69,7 @@ def fit(
         predictor=predictor,
         sketch_rows=sketch_rows,
         recover=None if recover == "none" else recover,
+        round_to=blocks(round_to),
         seed=seed,
         journal=journal,
     )

@@ -12,13 +12,20 @@ Params = Annotated[float | None, typer.Option(help="Parameters the whole model m
 Memory = Annotated[str | None, typer.Option(help="Bytes its parameters may take, e.g. 6GB or 5.5GiB.")]
 Flops = Annotated[float | None, typer.Option(help="FLOPs its text decoder may need per token.")]
 Latency = Annotated[float | None, typer.Option(help="Seconds all FFNs may take per token on this device.")]
-RoundTo = Annotated[int, typer.Option(help="Widths are multiples of this.")]
+RoundTo = Annotated[
+    str, typer.Option(help="Widths are multiples of this; auto: what the pruner was fitted with, else by the widths.")
+]
 Out = Annotated[Path, typer.Option(help="Folder to write; must be new or empty.")]
 PushTo = Annotated[str | None, typer.Option(help="Hub repository to push to as well.")]
 Private = Annotated[bool, typer.Option("--private", help="Make the pushed repository private.")]
 Collection = Annotated[
     str | None, typer.Option(help="Collection to add the pushed repository to: a title (made if new) or a slug.")
 ]
+
+
+def blocks(round_to: str) -> Any:
+    """Return `round_to` as functions take it."""
+    return int(round_to) if round_to.isdecimal() else round_to
 
 
 def show(data: dict[str, Any], text: str, as_json: bool) -> None:

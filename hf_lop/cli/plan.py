@@ -8,7 +8,7 @@ import typer
 if TYPE_CHECKING:
     from hf_lop.planning.plan import Plan
 
-from hf_lop.cli.options import AsJson, Flops, Latency, Memory, Params, Ratio, RoundTo, note, show
+from hf_lop.cli.options import AsJson, Flops, Latency, Memory, Params, Ratio, RoundTo, blocks, note, show
 
 
 def plan(
@@ -18,7 +18,7 @@ def plan(
     memory: Memory = None,
     flops: Flops = None,
     latency: Latency = None,
-    round_to: RoundTo = 1,
+    round_to: RoundTo = "auto",
     plot: Annotated[Path | None, typer.Option(help="Write the plan as a PNG.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -26,7 +26,7 @@ def plan(
     from hf_lop.pruner.pruner import LOPPruner
 
     made: Plan = LOPPruner.from_pretrained(pruner).plan(
-        ratio, params=params, memory=memory, flops=flops, latency=latency, round_to=round_to
+        ratio, params=params, memory=memory, flops=flops, latency=latency, round_to=blocks(round_to)
     )
     if plot is not None:
         made.plot(plot)

@@ -1,7 +1,7 @@
 """What a pruner records about its base model, and whether a model fits it."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,9 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.planning.additive import additive_damage
+from hf_lop.planning.blocks import AUTO, Blocks, read_blocks, shown
+from hf_lop.planning.budget import Budget, Floats
+from hf_lop.planning.plan import MeasureSeconds, Plan, plan_budget
 from hf_lop.units.configs import DEEPEST, WIDEST, check_format
 from hf_lop.units.kept import sorted_by as order_of
 from hf_lop.units.size import ModelSize
@@ -42,6 +45,8 @@ class LOPConfig(PreTrainedConfig):
         probes (`dict`, *optional*): what cutting single layers costs, in nats per prediction: `{"ratios": [P floats],
             "damage": [L][P floats], "context": c, "around": [L][P floats]}`, in the dense model and where all other
             layers are cut to the ratio c; see [`additive_plans`][hf_lop.allocation.additive_plans].
+        round_to (`int` or `list`, *optional*): what the widths of its probes and candidates are multiples of, and those of its plans
+            by default; a list where layers differ. None in older repositories, whose plans took single neurons.
         identity (`int`): entries of the fingerprint of the base's weights; 0, as in older repositories, is none.
         sorted_by (`str`, *optional*): SHA-256 of the neuron order by which an elastic model was sorted, in the pruner of its
             repository: the order there is 0, 1, 2, and so on.
@@ -64,6 +69,7 @@ class LOPConfig(PreTrainedConfig):
     search_table: list[dict[str, Any]] | None = None
     other_tables: dict[str, Any] | None = None
     probes: dict[str, Any] | None = None
+    round_to: int | list[int] | None = None
     identity: int = 0
     sorted_by: str | None = None
 
@@ -120,6 +126,49 @@ class LOPConfig(PreTrainedConfig):
                 "repository again."
             )
         return size
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """What `round_to="auto"` is for this pruner, `[L]`; None where that is up to the widths.
+
+        A size of an elastic repository must not change under its card: one that says nothing keeps single neurons.
+
+        Raises:
+            CheckpointMismatchError: if the config holds something else.
+        """
+        layers = len(self.size.widths)
+        if self.round_to is None:
+            return (1,) * layers if self.sorted_by else None
+        blocks = read_blocks(self.round_to, layers)
+        if blocks is None:
+            raise CheckpointMismatchError(
+                f"round_to is {str(self.round_to)[:100]}; it must be a positive integer, or {layers} of them. Take the pruner from its "
+                "repository again."
+            )
+        return blocks
+
+    def plan(
+        self,
+        predict: Callable[[float], Floats],
+        budget: Budget,
+        size: ModelSize | None = None,
+        *,
+        measure: MeasureSeconds | None = None,
+        at_most: Sequence[int] | None = None,
+    ) -> Plan:
+        """Plan the widths for a budget, in the blocks of this pruner; see [`plan_budget`].
+
+        A pruner of before there were blocks gets those that the widths allow, and a warning says so.
+        """
+        size = size or self.size
+        plan = plan_budget(predict, size, budget, measure=measure, at_most=at_most, blocks=self.blocks)
+        if budget.round_to == AUTO and self.blocks is None and max(plan.round_to) > 1:
+            warnings.warn(
+                f"This pruner was made before plans came in blocks; round_to is {shown(plan.round_to)} now. round_to=1 gives the plans "
+                "of before.",
+                stacklevel=4,
+            )
+        return plan
 
     def table_of(self, search: str) -> list[dict[str, Any]] | None:
         """Return the rows that a search found ("additive", "mcts" or "cmaes"), or None if the pruner has none of it."""

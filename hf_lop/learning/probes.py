@@ -13,7 +13,9 @@ from hf_lop.learning.decoder.replay import Recorded
 from hf_lop.units.views import ElasticModel
 
 
-def probe_layers(bench: Bench, ratios: Sequence[float], contexts: Sequence[float] = (0.0,)) -> np.ndarray:
+def probe_layers(
+    bench: Bench, ratios: Sequence[float], contexts: Sequence[float] = (0.0,), blocks: Sequence[int] | None = None
+) -> np.ndarray:
     """Measure what cutting each single layer costs: KL(dense || only layer l cut to ratio r), mean over predictions.
 
     The additive approximation of operation pruning (DOP) adds these up. In a context c above 0 all other layers are cut to
@@ -29,6 +31,7 @@ def probe_layers(bench: Bench, ratios: Sequence[float], contexts: Sequence[float
             the dense model runs no more than once on any.
         ratios (`Sequence[float]`): P pruning ratios to probe, each in (0, 1].
         contexts (`Sequence[float]`): C ratios of all other layers, each in [0, 1); 0 is the dense model.
+        blocks (`Sequence[int]`, *optional*): `[L]`; widths are the nearest multiples of them.
 
     Returns:
         `np.ndarray`: `[C, L, P] float64` divergences in nats per prediction.
@@ -39,10 +42,16 @@ def probe_layers(bench: Bench, ratios: Sequence[float], contexts: Sequence[float
     elastic, processes = bench.elastic, bench.processes
     runs = LayerRuns(elastic.model, elastic.units)
     bar = processes.bar(bench.recorded, "probing layers")
-    shares = processes.gather(lambda: [_probe(elastic, runs, entry, ratios, contexts) for entry in bar])
+    blocks = blocks or [1] * len(elastic.units)
+    shares = processes.gather(lambda: [_probe(elastic, runs, entry, ratios, contexts, blocks) for entry in bar])
     sums, counts = zip(*(entry for share in shares for entry in share), strict=True)
     total: np.ndarray = np.apply_along_axis(math.fsum, 0, np.stack(sums))  # exact, whatever the order of the batches
     return total / sum(counts)
+
+
+def probed_width(count: int, ratio: float, block: int) -> int:
+    """Return the width at which a ratio is probed: the nearest whole blocks, at least one; 0 removes nothing."""
+    return count if not ratio else max(block, round(count * (1 - ratio) / block) * block)
 
 
 @torch.inference_mode()
@@ -52,6 +61,7 @@ def _probe(
     entry: Recorded,
     ratios: Sequence[float],
     contexts: Sequence[float],
+    blocks: Sequence[int],
 ) -> tuple[np.ndarray, int]:
     """Return the divergences `[C, L, P] float64` of one batch, summed over its predictions, and their number."""
     units = elastic.units
@@ -60,7 +70,7 @@ def _probe(
         return entry.logits(elastic.model)
 
     def width(layer: int, ratio: float) -> int:
-        return max(1, round(units[layer].count * (1 - ratio)))
+        return probed_width(units[layer].count, ratio, blocks[layer])
 
     def divergence(widths: Sequence[int]) -> float:
         elastic.set_widths(widths)

@@ -8,11 +8,13 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hf_lop.errors import InfeasibleBudgetError, InvalidInputError
+from hf_lop.planning.blocks import AUTO, read_round_to
 
 Widths = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -34,7 +36,7 @@ class Budget:
         memory (`float`, *optional*): bytes its parameters may take.
         flops (`float`, *optional*): FLOPs its text decoder may need per token.
         latency (`float`, *optional*): seconds all its units may take for one token.
-        round_to (`int`): widths are multiples of this.
+        round_to (`int` or `str`): widths are multiples of this; "auto" is chosen for every layer, see `hf_lop.planning.blocks`.
     """
 
     ratio: float | None = None
@@ -42,7 +44,7 @@ class Budget:
     memory: float | None = None
     flops: float | None = None
     latency: float | None = None
-    round_to: int = 1
+    round_to: int | Literal["auto"] = AUTO
 
     @classmethod
     def of(
@@ -53,7 +55,7 @@ class Budget:
         memory: float | str | None = None,
         flops: float | None = None,
         latency: float | None = None,
-        round_to: int = 1,
+        round_to: int | Literal["auto"] = AUTO,
     ) -> "Budget":
         """Read and check a budget; memory may be a string such as "6GB".
 
@@ -66,7 +68,7 @@ class Budget:
             raise InvalidInputError(
                 f"No budget was given; give at least one of {', '.join(LIMITS)}. Of several, all hold at once."
             )
-        return cls(**limits, round_to=positive_integer("round_to", round_to))
+        return cls(**limits, round_to=read_round_to(round_to))
 
     @property
     def limits(self) -> dict[str, float]:
@@ -96,7 +98,7 @@ def project(
     dense_widths: Sequence[int] | Widths,
     budget: float,
     *,
-    round_to: int = 1,
+    round_to: int | Sequence[int] = 1,
     costs: ArrayLike | None = None,
     at_most: Sequence[int] | Widths | None = None,
 ) -> Widths:
@@ -113,7 +115,7 @@ def project(
         dense_widths: Dense widths `[L]` int, in neurons.
         budget: What the widths may cost, sum(costs_l * k_l); without `costs`, the number of kept neurons. The cost of
             the dense model or more gives the dense widths.
-        round_to: Widths are multiples of it, except that a layer may keep its full dense width.
+        round_to: Widths are multiples of it, except that a layer may keep its full dense width; one integer, or `[L]`.
         costs: Cost of one neuron per layer, `[L]` float, positive (parameters, bytes, FLOPs ...); 1 when omitted.
         at_most: Widths that are there, `[L]` int, of a model that was cut before; the dense ones when omitted. A layer may
             keep all that it has, whatever `round_to`.
@@ -132,7 +134,12 @@ def project(
         raise InvalidInputError(f"ratios span {1 - keep.max():g} to {1 - keep.min():g}; each must lie in [0, 1].")
     if price.min() <= 0:
         raise InvalidInputError(f"costs contain {price.min():g}; the cost of a neuron must be positive.")
-    block = positive_integer("round_to", round_to)
+    given = list(round_to) if isinstance(round_to, Sequence | np.ndarray) else [round_to] * dense.size
+    block = _dense([positive_integer("round_to", own) for own in given])
+    if block.shape != dense.shape:
+        raise InvalidInputError(
+            f"round_to has {block.size} entries; pass one integer, or {dense.size}, one per layer."
+        )
     if math.isnan(budget):
         raise InvalidInputError("budget is NaN; pass the number of neurons (or the cost) to keep.")
     most = dense if at_most is None else np.minimum(_dense(at_most), dense)

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hf_lop.errors import InfeasibleBudgetError, InvalidInputError
+from hf_lop.planning.blocks import AUTO, Blocks, halved, resolve, shown
 from hf_lop.planning.budget import Budget, Floats, Widths, bisect_budget, infeasible, project
 from hf_lop.planning.show import si
 from hf_lop.units.size import ModelSize
@@ -25,11 +26,16 @@ class Plan:
         widths (`tuple[int, ...]`): `[L]` neurons to keep in each decoder layer.
         dense (`ModelSize`): the model before pruning.
         seconds (`float`, *optional*): predicted time of all FFNs for one token, for latency budgets.
+        round_to (`tuple[int, ...]`): `[L]` what widths are multiples of, unless a layer keeps all that it has; empty where a plan was
+            not made for a budget.
+        notes (`tuple[str, ...]`): what there is to say about `round_to`.
     """
 
     widths: tuple[int, ...]
     dense: ModelSize
     seconds: float | None = None
+    round_to: Blocks = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def ratios(self) -> tuple[float, ...]:
@@ -71,10 +77,20 @@ class Plan:
         """FLOPs of the text decoder for one token after pruning."""
         return self.dense.flops_at(self.widths)
 
+    @property
+    def kept_whole(self) -> tuple[int, ...]:
+        """Layers that keep a width which is no multiple of their block: all that they have."""
+        return tuple(
+            layer for layer, (k, block) in enumerate(zip(self.widths, self.round_to, strict=False)) if k % block
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON types."""
         return {
             "pruning_ratio": self.pruning_ratio,
+            "round_to": shown(self.round_to) if self.round_to else None,
+            "kept_whole": list(self.kept_whole),
+            "notes": list(self.notes),
             "widths": list(self.widths),
             "dense_widths": list(self.dense.widths),
             "ratios": list(self.ratios),
@@ -107,6 +123,11 @@ class Plan:
         ]
         if self.seconds is not None:
             lines.append(f"  FFN time    {self.seconds * 1e3:.2f} ms per token on this device")
+        if self.round_to:
+            lines.append(f"  widths are multiples of {shown(self.round_to)}")
+        if self.kept_whole:
+            lines.append(f"  but for layers kept whole: {', '.join(map(str, self.kept_whole))}")
+        lines += [f"  {note}" for note in self.notes]
         for layer, (kept, dense) in enumerate(zip(self.widths, self.dense.widths, strict=True)):
             bar = "█" * round(32 * kept / dense)
             lines.append(f"  layer {layer:>3}  {bar:<32} {kept:>6} of {dense} ({1 - kept / dense:.0%} removed)")
@@ -124,6 +145,7 @@ def plan_budget(
     *,
     measure: MeasureSeconds | None = None,
     at_most: Sequence[int] | None = None,
+    blocks: Blocks | None = None,
 ) -> Plan:
     """Plan the widths for a budget.
 
@@ -136,49 +158,81 @@ def plan_budget(
         budget (`Budget`): limits, which all hold for the plan.
         measure (`Callable`, *optional*): measures latency; needed for a limit of that only.
         at_most (`Sequence[int]`, *optional*): `[L]` widths that are there, of a model that was cut before.
+        blocks (`tuple[int, ...]`, *optional*): `[L]` what `round_to="auto"` is; chosen by the widths if not given.
 
     Returns:
-        `Plan`: the largest that the budget allows.
+        `Plan`: the largest that the budget allows. Where "auto" makes that impossible, blocks are halved, and a note says so.
 
     Raises:
         InvalidInputError: if a model that was cut before is within the ratio already.
         InfeasibleBudgetError: if the smallest possible model exceeds a limit; the message names it.
     """
-    neurons, block = sum(size.widths), budget.round_to
-    highest, lowest = check_feasible(size, budget, at_most)
+    chosen, notes = resolve(budget.round_to, size.widths, blocks)
+    first = chosen
+    while True:
+        try:
+            found = _plan(predict, size, budget, chosen, measure, at_most)
+        except InfeasibleBudgetError:
+            smaller = halved(chosen) if budget.round_to == AUTO else None
+            if smaller is None:
+                raise
+            chosen = smaller
+            notes = (
+                f"round_to is {shown(chosen)} instead of {shown(first)}, since the budget allows no larger blocks.",
+            )
+        else:
+            return replace(found, notes=notes)
+
+
+def _plan(
+    predict: Callable[[float], Floats],
+    size: ModelSize,
+    budget: Budget,
+    blocks: Blocks,
+    measure: MeasureSeconds | None,
+    at_most: Sequence[int] | None,
+) -> Plan:
+    """Plan the widths for a budget in these blocks; see [`plan_budget`]."""
+    neurons, step = sum(size.widths), min(blocks)
+    highest, lowest = check_feasible(size, budget, blocks, at_most)
     seconds = None if budget.latency is None else _seconds(size, measure)
     costs = _costs(size) if seconds is None else {**_costs(size), "latency": seconds}
     limits = {kind: limit for kind, limit in budget.limits.items() if kind != "ratio"}
 
     def widths_for(kept: float) -> Widths:
-        return project(predict(max(0.0, 1 - kept / neurons)), size.widths, kept, round_to=block, at_most=at_most)
+        return project(predict(max(0.0, 1 - kept / neurons)), size.widths, kept, round_to=blocks, at_most=at_most)
 
     def shares(widths: Widths) -> dict[str, float]:
         return {kind: _share(costs[kind](_ints(widths)), limit) for kind, limit in limits.items()}
 
     if not limits:
-        return Plan(_ints(widths_for(highest)), size)
+        return Plan(_ints(widths_for(highest)), size, round_to=blocks)
     try:
         if len(limits) == 1:  # undivided, so that no rounding decides
             ((only, limit),) = limits.items()
             widths = bisect_budget(
-                widths_for, lambda w: float(costs[only](_ints(w))), limit, lowest, highest, step=block
+                widths_for, lambda w: float(costs[only](_ints(w))), limit, lowest, highest, step=step
             )
         else:
-            widths = bisect_budget(widths_for, lambda w: max(shares(w).values()), 1.0, lowest, highest, step=block)
+            widths = bisect_budget(widths_for, lambda w: max(shares(w).values()), 1.0, lowest, highest, step=step)
     except InfeasibleBudgetError as error:
         taken = shares(widths_for(lowest))
         binding = max(taken, key=lambda kind: taken[kind])
         raise _below(size, binding, limits[binding], float(costs[binding](_ints(widths_for(lowest))))) from error
-    return Plan(_ints(widths), size, None if seconds is None else seconds(_ints(widths)))
+    taken_seconds = None if seconds is None else seconds(_ints(widths))
+    return Plan(_ints(widths), size, taken_seconds, blocks)
 
 
-def check_feasible(size: ModelSize, budget: Budget, at_most: Sequence[int] | None = None) -> tuple[int, int]:
+def check_feasible(
+    size: ModelSize, budget: Budget, blocks: Blocks | None = None, at_most: Sequence[int] | None = None
+) -> tuple[int, int]:
     """Check that the smallest possible model is within a budget, but for latency, which is not measured here.
 
     Args:
         size (`ModelSize`): the dense model.
         budget (`Budget`): what it may cost.
+        blocks (`tuple[int, ...]`, *optional*): `[L]` what widths are multiples of; what the budget says if not given, with "auto"
+            as small as that may get.
         at_most (`Sequence[int]`, *optional*): see [`plan_budget`].
 
     Returns:
@@ -187,8 +241,10 @@ def check_feasible(size: ModelSize, budget: Budget, at_most: Sequence[int] | Non
     Raises:
         InfeasibleBudgetError: if it is not; the message names the limit.
     """
-    neurons, block = sum(size.widths), budget.round_to
-    smallest = tuple(min(block, width) for width in at_most or size.widths)
+    neurons = sum(size.widths)
+    if blocks is None:
+        blocks = (1 if budget.round_to == AUTO else budget.round_to,) * len(size.widths)
+    smallest = tuple(min(block, width) for block, width in zip(blocks, at_most or size.widths, strict=True))
     lowest, ratio = sum(smallest), budget.ratio or 0.0
     # Rounding keeps 1000 * (1 - 0.3) from losing a neuron to floating point.
     kept = math.floor(round(neurons * (1 - ratio), 6))
@@ -196,7 +252,7 @@ def check_feasible(size: ModelSize, budget: Budget, at_most: Sequence[int] | Non
         highest = math.floor(1e4 * (1 - lowest / neurons)) / 1e4
         raise InfeasibleBudgetError(
             f"ratio is {ratio:g}, which keeps {kept} of {neurons} neurons; the smallest possible plan keeps {lowest}, "
-            f"one block of {block} in every layer. Ask for a ratio of at most {highest:g}, or lower round_to."
+            f"one block of {shown(blocks)} in every layer. Ask for a ratio of at most {highest:g}, or lower round_to."
         )
     if at_most is not None and sum(at_most) < kept:
         if budget.ratio is not None:

@@ -4,7 +4,6 @@ Symbols: L = decoder layers, n_l = dense width of layer l (neurons), k_l = its k
 """
 
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,7 +62,7 @@ class SearchSpace:
         dense_widths (`tuple[int, ...]`): `[L]` neurons of every layer.
         target (`float`): fraction of all neurons to remove, in [0, 1).
         max_ratio (`float`): highest ratio of any layer, in (0, 1].
-        round_to (`int`): block of neurons.
+        round_to (`int` or `tuple[int, ...]`): block of neurons; one for all layers, or `[L]`.
 
     Raises:
         InvalidInputError: If a value is outside its domain.
@@ -73,13 +72,13 @@ class SearchSpace:
     dense_widths: tuple[int, ...]
     target: float
     max_ratio: float = 0.95
-    round_to: int = 1
+    round_to: int | tuple[int, ...] = 1
 
     def __post_init__(self) -> None:
         _check(np.asarray(self.dense_widths), self.target)
         if not 0 < self.max_ratio <= 1:
             raise InvalidInputError(f"max_ratio is {self.max_ratio}; it must lie in (0, 1].")
-        if operator.index(self.round_to) < 1:
+        if np.min(self.round_to) < 1:
             raise InvalidInputError(f"round_to is {self.round_to}; it must be a positive integer.")
         self.project(np.full(len(self.dense_widths), self.target))  # refuses a target that is out of reach
 
@@ -93,8 +92,9 @@ class SearchSpace:
         """Find a candidate next to any ratios `[L]` float: their nearest point, then whole blocks. Returns `[L] float64`."""
         dense = np.asarray(self.dense_widths)
         # Least widths: whole blocks above (1 - max_ratio) n_l, at least one, at most n_l.
-        blocks = np.ceil(np.round((1 - self.max_ratio) * dense, 6) / self.round_to)
-        least = np.minimum(np.maximum(blocks, 1) * self.round_to, dense)
+        size = np.asarray(self.round_to)
+        blocks = np.ceil(np.round((1 - self.max_ratio) * dense, 6) / size)
+        least = np.minimum(np.maximum(blocks, 1) * size, dense)
         if self.kept < least.sum():
             raise _out_of_reach(self.target, 1 - least.sum() / dense.sum())
         target = 1 - self.kept / dense.sum()

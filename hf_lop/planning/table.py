@@ -45,7 +45,7 @@ def learn_table(
     starts: Callable[[float], Sequence[ArrayLike]] | None = None,
     evaluations: int = 200,
     max_ratio: float = 0.95,
-    round_to: int = 1,
+    round_to: int | tuple[int, ...] = 1,
     journal: "Journal | None" = None,
     progress: bool = False,
 ) -> list[dict[str, Any]]:
@@ -63,7 +63,7 @@ def learn_table(
         starts (`Callable`, *optional*): layer ratios `[L]` to start from at a target, e.g. its additive plan.
         evaluations (`int`): distinct candidates per target.
         max_ratio (`float`): highest ratio of any layer; see `SearchSpace`.
-        round_to (`int`): block of neurons; see `SearchSpace`.
+        round_to (`int` or `tuple[int, ...]`): block of neurons; see `SearchSpace`.
         journal (`Journal`, *optional*): with it, a killed call resumes to the same table when called again.
         progress (`bool`): show progress bars on stderr.
 

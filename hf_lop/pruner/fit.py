@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,15 +21,17 @@ from hf_lop.learning.data import fingerprint
 from hf_lop.learning.importance import CRITERIA, neuron_order, unit_importance
 from hf_lop.learning.learned import Learned
 from hf_lop.learning.predictors import RatioPredictor, build_predictor, check_predictor, train_predictor
-from hf_lop.learning.probes import probe_layers
+from hf_lop.learning.probes import probe_layers, probed_width
 from hf_lop.learning.rewards import Judge, reward_name, scorer
 from hf_lop.learning.sketch import Sketch, Sketcher, check_rows
 from hf_lop.learning.statistics import Statistics, collect_statistics
 from hf_lop.planning.additive import additive_plans
+from hf_lop.planning.blocks import AUTO, Blocks, read_round_to, resolve
 from hf_lop.planning.budget import Floats, positive_integer
 from hf_lop.planning.cmaes import CMAES
 from hf_lop.planning.journal import Journal
 from hf_lop.planning.mcts import MCTS
+from hf_lop.planning.space import SearchSpace
 from hf_lop.planning.table import learn_table, target_grid, training_pairs
 from hf_lop.pruner.kept import Run
 from hf_lop.recovery.solve import solve_sketch
@@ -66,6 +68,7 @@ class Recipe:
     sketch_rows: int
     recover: str | None
     seed: int
+    round_to: int | Literal["auto"] = AUTO
 
     def __post_init__(self) -> None:
         check_predictor(self.predictor)
@@ -84,6 +87,7 @@ class Recipe:
         if self.recover and not self.sketch_rows:
             raise InvalidInputError('recover="sketch" needs a sketch, and sketch_rows is 0. Leave one of the two out.')
         positive_integer("evaluations", self.evaluations)
+        read_round_to(self.round_to)
         if not len(self.targets) or not all(0 <= target < 1 for target in self.targets):
             raise InvalidInputError(f"targets is {list(self.targets)}; pass at least one target ratio in [0, 1).")
 
@@ -99,6 +103,7 @@ class Fitted:
 
     Attributes:
         learned (`Learned`): order, statistics and sketches.
+        blocks (`tuple[int, ...]`): `[L]` what the widths of probes and candidates are multiples of.
         table (`list[dict]`): rows `{"ratio": R, "ratios": [L floats]}`, those of a search with their `reward`.
         probes (`dict`): what single-layer cuts cost, see [`LOPConfig`].
         predictor (`RatioPredictor`): trained on the table.
@@ -107,6 +112,7 @@ class Fitted:
     """
 
     learned: Learned
+    blocks: Blocks
     table: Table
     probes: dict[str, Any]
     predictor: RatioPredictor
@@ -136,6 +142,10 @@ def fit(model: PreTrainedModel, calibration: Batches, validation: Batches, recip
     """
     units = prunable_units(model)
     size = measure_size(model, units)
+    blocks, notes = resolve(recipe.round_to, size.widths)
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
+    ratios = probe_ratios(size.widths, blocks)
     calibration, validation = list(calibration), list(validation)
     prints = check_data(calibration, validation, size, run)
 
@@ -144,12 +154,12 @@ def fit(model: PreTrainedModel, calibration: Batches, validation: Batches, recip
         order = run.processes.from_main(
             lambda: neuron_order(unit_importance(model, units, recipe.criterion, statistics))
         )
-    run.settings = settings_of(model, size, order, recipe) | prints
+    run.settings = settings_of(model, size, order, recipe, blocks, ratios) | prints
     bench = judge_of(model, units, order, statistics, sketches, validation, recipe, run)
     with run.phase("probes"):
-        shape = (2, len(units), len(PROBE_RATIOS))
-        damage = run.array("probes", shape, lambda: probe_layers(bench, PROBE_RATIOS, (0.0, CONTEXT)))
-    table = plan_targets(damage, size, bench, recipe, run)
+        shape = (2, len(units), len(ratios))
+        damage = run.array("probes", shape, lambda: probe_layers(bench, ratios, (0.0, CONTEXT), blocks))
+    table = plan_targets(damage, ratios, size, blocks, bench, recipe, run)
     with run.phase("predictor"):
         predictor, loss = train(table, len(units), recipe)
 
@@ -157,7 +167,7 @@ def fit(model: PreTrainedModel, calibration: Batches, validation: Batches, recip
     identity = sample_weights(model) if is_in_memory(model) else None
     learned = Learned(size, dtype, order, statistics, sketches, identity=identity)
     alone, around = _stored(damage).tolist()
-    probes = {"ratios": PROBE_RATIOS, "damage": alone, "context": CONTEXT, "around": around}
+    probes = {"ratios": ratios, "damage": alone, "context": CONTEXT, "around": around}
     provenance: dict[str, Any] = {
         "search": recipe.search,
         **prints,
@@ -166,7 +176,7 @@ def fit(model: PreTrainedModel, calibration: Batches, validation: Batches, recip
     if recipe.search in ENGINES:
         provenance |= {"reward": reward_name(recipe.reward), "evaluations per target": recipe.evaluations}
         provenance |= {"seed": recipe.seed}
-    return Fitted(learned, table, probes, predictor, loss, {**provenance, "seconds": run.seconds})
+    return Fitted(learned, blocks, table, probes, predictor, loss, {**provenance, "seconds": run.seconds})
 
 
 def check_data(
@@ -208,15 +218,21 @@ def calibrate(
 
 
 def settings_of(
-    model: PreTrainedModel, size: ModelSize, order: Sequence[torch.Tensor], recipe: Recipe
+    model: PreTrainedModel,
+    size: ModelSize,
+    order: Sequence[torch.Tensor],
+    recipe: Recipe,
+    blocks: Blocks,
+    ratios: Sequence[float],
 ) -> dict[str, Any]:
     """Return what probes and rewards depend on."""
     return {
         "model": {"type": model.config.model_type, **size.to_dict()},
         "order_sha256": sha256(torch.cat(list(order)).numpy().tobytes()).hexdigest()[:16],
         "criterion": recipe.criterion,
-        "probe_ratios": PROBE_RATIOS,
+        "probe_ratios": ratios,
         "context": CONTEXT,
+        **({"round_to": blocks} if max(blocks) > 1 else {}),
         **({"recovery": recipe.recover} if recipe.recover else {}),
     }
 
@@ -259,19 +275,38 @@ def _stored(damage: np.ndarray) -> np.ndarray:
     return rounded
 
 
-def plan_targets(damage: np.ndarray, size: ModelSize, bench: Bench, recipe: Recipe, run: Run) -> Table:
-    """Plan every target: from the probes alone, or by a search that starts there.
+def probe_ratios(widths: Sequence[int], blocks: Blocks) -> tuple[float, ...]:
+    """Return the ratios at which layers are probed: where blocks are alike, those that whole blocks give."""
+    if max(blocks) == 1 or len(set(widths)) > 1:
+        return PROBE_RATIOS
+    found = {1 - probed_width(widths[0], ratio, blocks[0]) / widths[0] for ratio in PROBE_RATIOS}
+    return tuple(sorted(ratio for ratio in found if ratio > 0))
+
+
+def plan_targets(
+    damage: np.ndarray,
+    ratios: Sequence[float],
+    size: ModelSize,
+    blocks: Blocks,
+    bench: Bench,
+    recipe: Recipe,
+    run: Run,
+) -> Table:
+    """Plan every target in whole blocks: from the probes alone, or by a search that starts there.
 
     Source: LOP (arXiv 2506.12826), section 4.2.
     """
     alone, around = _stored(damage)
 
     def additive(goals: Sequence[float]) -> Floats:
-        return additive_plans(alone, PROBE_RATIOS, size.widths, goals, around=around, context=CONTEXT)
+        return additive_plans(alone, ratios, size.widths, goals, around=around, context=CONTEXT)
 
     if recipe.search not in ENGINES:
         return [
-            {"ratio": round(float(target), 5), "ratios": np.round(plan, 5).tolist()}
+            {
+                "ratio": round(float(target), 5),
+                "ratios": np.round(in_blocks(plan, float(target), size, blocks), 5).tolist(),
+            }
             for target, plan in zip(recipe.targets, additive(recipe.targets), strict=True)
         ]
     dense = np.array(size.widths)
@@ -284,6 +319,7 @@ def plan_targets(damage: np.ndarray, size: ModelSize, bench: Bench, recipe: Reci
             recipe.targets,
             starts=lambda target: list(additive([target])),
             evaluations=recipe.evaluations,
+            round_to=blocks,
             journal=journal,
             progress=True,
         )
@@ -291,6 +327,11 @@ def plan_targets(damage: np.ndarray, size: ModelSize, bench: Bench, recipe: Reci
     with run.phase(recipe.search):
         table: Table = run.search(scorer(bench, recipe.reward), search, reward=reward_name(recipe.reward))
     return table
+
+
+def in_blocks(plan: Floats, target: float, size: ModelSize, blocks: Blocks) -> Floats:
+    """Return layer ratios `[L]` in whole blocks, as they are cut; single neurons are left to the projection of a budget."""
+    return plan if max(blocks) == 1 else SearchSpace(size.widths, target, round_to=blocks).project(plan)
 
 
 def train(table: Table, layers: int, recipe: Recipe) -> tuple[RatioPredictor, float]:

@@ -23,7 +23,7 @@ from hf_lop.hub.write.whole import check_new
 from hf_lop.learning.config import LOPConfig
 from hf_lop.learning.learned import Learned
 from hf_lop.planning.budget import Budget, Floats
-from hf_lop.planning.plan import Plan, check_feasible, plan_budget
+from hf_lop.planning.plan import Plan, check_feasible
 from hf_lop.pruner.methods import check_method, choose
 from hf_lop.pruner.record import matched, record
 from hf_lop.recovery.by_layer import set_output_weights
@@ -114,7 +114,7 @@ class Cut:
         ratios, order = choose(self.method, config, learned, predict, model, units, weights)
         weight = output_weight(model, units[0])
         device = torch.device("cpu") if weight.is_meta else weight.device
-        plan = plan_budget(ratios, size, self.budget, measure=seconds_on(device, weight.dtype), at_most=counts)
+        plan = config.plan(ratios, self.budget, size, measure=seconds_on(device, weight.dtype), at_most=counts)
         if list(plan.widths) == counts:
             raise InvalidInputError(
                 f"This model is within the budget already: it keeps {sum(counts)} of {sum(size.widths)} pieces. Ask for less."
@@ -177,7 +177,7 @@ def prune_model(
             recovery = recovery if judge.set_if_better(model, narrow, weights) else None
         elif weights is not None:
             set_output_weights(model, narrow, weights)
-        record(config, model, plan, cut.method, recovery, cut.budget.round_to, match, earlier)
+        record(config, model, plan, cut.method, recovery, match, earlier)
     return model
 
 
@@ -249,7 +249,7 @@ def prune_files(
         columns = [unit.columns(indices) for unit, indices in zip(units, kept, strict=True)]
         solver = row_solver(recovery, columns, learned.statistics, learned.directions)
         tensors = pruned_tensors(skeleton, units, kept, solver)
-        record(config, model, plan, cut.method, recovery, cut.budget.round_to, match, earlier)
+        record(config, model, plan, cut.method, recovery, match, earlier)
         write_pruned(model, tensors, shards, out, recovery=learned.digest() if recovery else "")
     model.name_or_path = str(out)
     return model

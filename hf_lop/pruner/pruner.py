@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,8 +26,9 @@ from hf_lop.learning.predictors import RatioPredictor, build_predictor, train_pr
 from hf_lop.learning.rewards import Judge
 from hf_lop.learning.sketch import SKETCH_ROWS, Sketch, check_rows
 from hf_lop.learning.statistics import Statistics
+from hf_lop.planning.blocks import AUTO, resolve, shown
 from hf_lop.planning.budget import Budget
-from hf_lop.planning.plan import Plan, plan_budget
+from hf_lop.planning.plan import Plan
 from hf_lop.planning.table import look_up, training_pairs
 from hf_lop.pruner.fit import Batches, Recipe, fit, usual_targets
 from hf_lop.pruner.kept import Run
@@ -115,7 +116,7 @@ class LOPPruner(PreTrainedModel):
         memory: float | str | None = None,
         flops: float | None = None,
         latency: float | None = None,
-        round_to: int = 1,
+        round_to: int | Literal["auto"] = AUTO,
     ) -> Plan:
         """Plan the width of every layer for a budget. Needs no model and no data.
 
@@ -129,7 +130,9 @@ class LOPPruner(PreTrainedModel):
                 dtypes of the model that the pruner was made from.
             flops (`float`, *optional*): FLOPs its text decoder may need per token.
             latency (`float`, *optional*): seconds all its FFNs may take for one token on this device; measured now.
-            round_to (`int`): widths are multiples of this, unless a layer keeps all its neurons.
+            round_to (`int` or `str`): widths are multiples of this, unless a layer keeps all its neurons; "auto" is what the pruner
+                was fitted with, else 64, 32, 16 or 8 by the width of each layer, as GPUs are slow at odd widths. Where the
+                budget allows no such blocks they are halved, and `Plan.notes` says so.
 
         Returns:
             `Plan`: the widths and what they save.
@@ -145,7 +148,7 @@ class LOPPruner(PreTrainedModel):
     def plan_for(self, budget: Budget) -> Plan:
         """Plan the width of every layer for a budget; see `plan`."""
         measure = seconds_on(self.device, getattr(torch, self.config.base_dtype))
-        return plan_budget(self.predict, self.config.size, budget, measure=measure)
+        return self.config.plan(self.predict, budget, measure=measure)
 
     # -- Pruning -------------------------------------------------------------------------------------------------------
 
@@ -206,7 +209,7 @@ class LOPPruner(PreTrainedModel):
         memory: float | str | None = None,
         flops: float | None = None,
         latency: float | None = None,
-        round_to: int = 1,
+        round_to: int | Literal["auto"] = AUTO,
         method: str = "lop",
         recover: str | None = "auto",
         data: Batches | None = None,
@@ -223,7 +226,7 @@ class LOPPruner(PreTrainedModel):
             memory (`float` or `str`, *optional*): see `plan`; counted in the model's own dtype.
             flops (`float`, *optional*): see `plan`.
             latency (`float`, *optional*): see `plan`; measured in the model's dtype on its device.
-            round_to (`int`): see `plan`.
+            round_to (`int` or `str`): see `plan`.
             method (`str`): "lop", the predicted plan; a plan that was searched, such as "additive" or "cmaes", where the
                 pruner has it; or a baseline from the same statistics: one of `METHODS`.
             recover (`str`, *optional*): let the output projections take over what the removed neurons did: "sequential", least
@@ -288,6 +291,8 @@ class LOPPruner(PreTrainedModel):
         twin._keep(known)
         twin.config.base_size, twin.config.base_dtype = known.size.to_dict(), known.dtype
         twin.config.sorted_by = known.sorted_by
+        if twin.config.round_to is None:  # of a pruner that says nothing; a size must not change under its card
+            twin.config.round_to = shown(resolve(AUTO, known.size.widths)[0])
         keep_pruner(model, twin)
         return model
 
@@ -331,6 +336,7 @@ class LOPPruner(PreTrainedModel):
         predictor: str = "transformer",
         sketch_rows: int = SKETCH_ROWS,
         recover: str | None = None,
+        round_to: int | Literal["auto"] = AUTO,
         seed: int = 0,
         journal: str | Path | None = None,
         base_model: str | None = None,
@@ -373,6 +379,8 @@ class LOPPruner(PreTrainedModel):
                 tokens than a layer has neurons.
             recover (`str`, *optional*): "sketch" judges every candidate as `prune` leaves it, after recovery from the sketch:
                 what is best then is not what is best without.
+            round_to (`int` or `str`): what the widths of probes and candidates are multiples of, so that what is searched is what is
+                cut; the default of this pruner's plans. See `plan` for "auto".
             seed (`int`): of the draw of samples, the search, the predictor's initial weights and its training order.
             journal (`str` or `Path`, *optional*): folder that keeps probes and evaluations; the same call with the same
                 folder resumes after a kill, to the same result.
@@ -389,7 +397,9 @@ class LOPPruner(PreTrainedModel):
             ProcessError: if another process failed or is gone.
         """
         targets = usual_targets(search) if targets is None else targets
-        recipe = Recipe(criterion, search, reward, targets, evaluations, predictor, sketch_rows, recover, seed)
+        recipe = Recipe(
+            criterion, search, reward, targets, evaluations, predictor, sketch_rows, recover, seed, round_to
+        )
         facts: dict[str, Any] = {}
         if validation is None:
             how = Samples(processor, samples, search_samples, report_samples, batch_size, max_length, seed)
@@ -409,6 +419,7 @@ class LOPPruner(PreTrainedModel):
                 criterion=criterion,
                 calibration={**(provenance or {}), **facts, **fitted.provenance, "versions": _versions()},
                 probes=fitted.probes,
+                round_to=shown(fitted.blocks),
                 sketch_rows=2 * learned.sketches[0].codes.shape[1] if learned.sketches else 0,
             )
         )

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from hf_lop.hub.read.names import origin
 from hf_lop.learning.config import LOPConfig
 from hf_lop.learning.learned import Learned
+from hf_lop.planning.blocks import shown
 from hf_lop.planning.plan import Plan
 from hf_lop.pruner.methods import METHODS
 from hf_lop.units.configs import FORMAT
@@ -50,7 +51,6 @@ def record(
     plan: Plan,
     method: str = "lop",
     recovery: str | None = None,
-    round_to: int = 1,
     match: str = "unknown",
     earlier: Earlier | None = None,
 ) -> None:
@@ -62,7 +62,6 @@ def record(
         plan (`Plan`): its widths.
         method (`str`): one of `METHODS`.
         recovery (`str`, *optional*): one of `RECOVERIES`.
-        round_to (`int`): what widths are multiples of.
         match (`str`): see [`matched`].
         earlier (`Earlier`, *optional*): the cut behind this one.
     """
@@ -82,7 +81,7 @@ def record(
         "recovery": recovery,
         "ratio": round(plan.pruning_ratio, 6),
         "criterion": criterion,
-        "round_to": round_to,
+        "round_to": shown(plan.round_to) if plan.round_to else 1,
         **(provenance(config, model) if earlier is None else _continued(config, model, earlier)),
         "dense_widths": list(plan.dense.widths),
         "dense_parameters": plan.dense.parameters,

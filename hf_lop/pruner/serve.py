@@ -137,5 +137,5 @@ class Elastic:
         note_kept(
             cut, self._elastic.units, [pieces[:n] for pieces, n in zip(self._order, self.plan.widths, strict=True)]
         )
-        record(self._config, cut, Plan(self.plan.widths, self._size), match=self._match)
+        record(self._config, cut, replace(self.plan, dense=self._size), match=self._match)
         return cut

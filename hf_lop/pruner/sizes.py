@@ -67,7 +67,7 @@ class _Source(NamedTuple):
 
     def key(self) -> str:
         """A name for this size among those of the repository."""
-        facts = json.dumps([self.plan.widths, self.budget.round_to, self.recovery])
+        facts = json.dumps([self.plan.widths, self.plan.round_to, self.recovery])
         return hashlib.sha256(facts.encode()).hexdigest()[:24]
 
 
@@ -240,7 +240,7 @@ def _assemble(source: _Source, folder: Path, *, in_memory: bool = False) -> tupl
     for unit, width in zip(units, source.plan.widths, strict=True):
         take(model, unit, torch.arange(width))
     note_prefixes(model, units, source.plan.widths)
-    record(source.pruner.config, model, source.plan, recovery=source.recovery, round_to=source.budget.round_to)
+    record(source.pruner.config, model, source.plan, recovery=source.recovery)
     model.config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)

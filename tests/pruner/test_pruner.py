@@ -119,7 +119,7 @@ class TestPlan:
     def test_it_prints_and_draws(self, pruner, tmp_path):
         plan = pruner.plan(0.3)
         assert "of 192 FFN neurons removed" in str(plan)
-        assert str(plan).count("layer") == 4
+        assert str(plan).count("layer ") == 4
         plan.plot(tmp_path / "plan.png")
         assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
         assert json.loads(json.dumps(plan.to_dict()))["widths"] == list(plan.widths)

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from hf_lop.learning.decoder.replay import record_batches
 from hf_lop.learning.divergence import DenseTop
 from hf_lop.learning.processes import launched
 from hf_lop.learning.rewards import REWARDS, Score, by_sample, joined
+from hf_lop.planning.blocks import AUTO, resolve, shown
 from hf_lop.planning.budget import Budget
 from hf_lop.planning.plan import Plan
 from hf_lop.pruner.fit import Batches
@@ -51,6 +52,7 @@ def compare(
     recover: Sequence[str | None] = (None,),
     data: Batches | None = None,
     rewards: Sequence[str] = ("perplexity",),
+    round_to: int | Literal["auto"] = AUTO,
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> Comparison:
@@ -70,6 +72,7 @@ def compare(
             methods are compared as they are. Biases are not among the parameters counted.
         data (`Iterable[Mapping]`, *optional*): batches for "sequential" and "lstsq", none of them a report batch.
         rewards (`Sequence[str]`): of `REWARDS`.
+        round_to (`int` or `str`): what the widths of all methods are multiples of, see [`~LOPPruner.plan`].
         folder (`str` or `Path`, *optional*): keeps finished rows in `rows.jsonl`; the same call resumes there, and a call
             with more methods, ratios or recoveries adds to them.
         progress (`bool`): show a progress bar on stderr.
@@ -96,7 +99,7 @@ def compare(
             choose_recovery("sketch", data=False, sketch=pruner.config.sketch_rows > 0)
     report_print = fingerprint(report)
     _check_unseen(pruners, report, report_print, data)
-    settings = {
+    settings: dict[str, Any] = {
         "model": {"type": model.config.model_type, **size.to_dict()},
         "weights": fingerprint([{"last output projection": output_weight(model, units[-1])}]),
         "report_sha256": report_print,
@@ -104,6 +107,9 @@ def compare(
         "pruners": [_identity(pruner) for pruner in pruners],
         "rewards": list(rewards),
     }
+    blocks = [resolve(round_to, size.widths, pruner.config.blocks)[0] for pruner in pruners]
+    if max(map(max, blocks)) > 1:
+        settings["round_to"] = [shown(own) for own in blocks]
     rows = Rows(folder, json.loads(json.dumps(settings)))
     wanted: list[Key] = [("dense", 0.0, None, None)] + [
         (method, float(ratio), recovery, seed)
@@ -132,9 +138,11 @@ def compare(
             rows.add(Row.of(key, judge(twin), size.widths, size))
             continue
         pruner = pruners[seed]
-        _prepare(pruner, model, units, method, ratio)  # the first call allocates and loads; the second is timed
+        _prepare(
+            pruner, model, units, method, ratio, round_to
+        )  # the first call allocates and loads; the second is timed
         start = time.perf_counter()
-        plan, kept = _prepare(pruner, model, units, method, ratio)
+        plan, kept = _prepare(pruner, model, units, method, ratio, round_to)
         seconds = time.perf_counter() - start
         pruned = _pruned(recovery, pruner, model, units, kept, data, moments)
         rows.add(Row.of(key, judge(pruned), plan.widths, size, seconds, cold_seconds(method, pruner.config)))
@@ -153,6 +161,7 @@ def fit_pruners(
     folder: str | Path,
     *,
     evaluations: int,
+    round_to: int | Literal["auto"] = AUTO,
 ) -> list[LOPPruner]:
     """Fit one pruner per draw of the data for [`compare`], with the plans of several searches.
 
@@ -162,6 +171,7 @@ def fit_pruners(
         searches (`Sequence[str]`): "additive", "mcts", "cmaes"; the predictor learns from the first.
         folder (`str` or `Path`): keeps a journal per seed and search, `fit-SEED-SEARCH`; the same call resumes there.
         evaluations (`int`): candidates that a search evaluates per target.
+        round_to (`int` or `str`): see [`~LOPPruner.fit`].
 
     Returns:
         `list[LOPPruner]`: one per draw.
@@ -179,6 +189,7 @@ def fit_pruners(
                 search_batches,
                 search=search,
                 evaluations=evaluations,
+                round_to=round_to,
                 seed=seed,
                 journal=journal,
             )
@@ -202,10 +213,15 @@ def _identity(pruner: LOPPruner) -> str:
 
 
 def _prepare(
-    pruner: LOPPruner, model: PreTrainedModel, units: Sequence[Unit], method: str, ratio: float
+    pruner: LOPPruner,
+    model: PreTrainedModel,
+    units: Sequence[Unit],
+    method: str,
+    ratio: float,
+    round_to: int | Literal["auto"],
 ) -> tuple[Plan, list[torch.Tensor]]:
     """Plan one target and choose the pieces that stay."""
-    cut = Cut(Budget.of(ratio), method, None, strict=False)
+    cut = Cut(Budget.of(ratio, round_to=round_to), method, None, strict=False)
     planned = cut.plan(pruner.config, pruner.learned(), pruner.predict, model, units)
     return planned.plan, planned.kept
 

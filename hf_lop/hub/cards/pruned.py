@@ -18,7 +18,19 @@ from hf_lop.hub.cards.facts import (
     when_judged,
     word,
 )
+from hf_lop.planning.blocks import read_blocks
 from hf_lop.planning.show import groups, si
+
+
+def multiples(made: Mapping[str, Any], dense: Sequence[int], widths: Sequence[int]) -> str | None:
+    """Say what widths are multiples of, and which layers are kept whole; None for single neurons."""
+    blocks = read_blocks(made["round_to"], len(widths))
+    if blocks is None or max(blocks) == 1:
+        return None
+    layers = zip(dense, widths, blocks, strict=True)
+    whole = [str(layer) for layer, (full, width, block) in enumerate(layers) if width == full and width % block]
+    but = f", but for layer{'s'[: len(whole) - 1]} {', '.join(whole)}, kept whole" if whole else ""
+    return " or ".join(map(str, sorted(set(blocks), reverse=True))) + but
 
 
 def pruned_model_card(
@@ -96,8 +108,8 @@ def pruned_model_card(
         method=word(made["method"]),
         recovery=word(made["recovery"]) if made.get("recovery") else None,
         criterion=word(made["criterion"]),
-        round_to=made["round_to"],
         groups=groups(widths),
+        multiples=multiples(made, dense, widths),
         judged=f", {when_judged(made.get('calibration'))}" if made.get("recovery") else "",
         estimate=f"{estimate:.2g}" if estimate is not None else None,
         dtype_note=(
