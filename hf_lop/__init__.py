@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hf_lop.evaluation.run import evaluate as evaluate
     from hf_lop.hub.export.export import export as export
     from hf_lop.hub.read.inspect import inspect_model as inspect_model
-    from hf_lop.hub.read.overlap import overlap as overlap
+    from hf_lop.hub.read.kept import overlap as overlap
     from hf_lop.hub.write.adapter import cut_adapter as cut_adapter
     from hf_lop.learning.config import LOPConfig as LOPConfig
     from hf_lop.learning.data import split_rows as split_rows
@@ -46,7 +46,7 @@ _PUBLIC = {
     "export": "hf_lop.hub.export.export",
     "find_units": "hf_lop.units.kinds",
     "inspect_model": "hf_lop.hub.read.inspect",
-    "overlap": "hf_lop.hub.read.overlap",
+    "overlap": "hf_lop.hub.read.kept",
     "slice_units": "hf_lop.units.slice",
     "split_rows": "hf_lop.learning.data",
     "unit_importance": "hf_lop.learning.importance",

@@ -36,7 +36,7 @@ def inspect(
 
 
 def _overlap(model: str, against: str, as_json: bool) -> None:
-    from hf_lop.hub.read.overlap import overlap
+    from hf_lop.hub.read.kept import overlap
 
     found = overlap(model, against)
     lines = [

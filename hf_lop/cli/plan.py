@@ -19,15 +19,22 @@ def plan(
     flops: Flops = None,
     latency: Latency = None,
     round_to: RoundTo = "auto",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write the plan as a PNG.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the width of every layer for a budget; needs the pruner only, no model."""
-    from hf_lop.pruner.pruner import LOPPruner
+    from hf_lop.planning.budget import Budget
 
-    made: Plan = LOPPruner.from_pretrained(pruner).plan(
-        ratio, params=params, memory=memory, flops=flops, latency=latency, round_to=blocks(round_to)
-    )
+    budget = Budget.of(ratio, params=params, memory=memory, flops=flops, latency=latency, round_to=blocks(round_to))
+    if latency is None:  # torch is not imported: that would take twenty times as long as the plan
+        from hf_lop.hub.read.planner import read_planner
+
+        made: Plan = read_planner(pruner, revision=revision).plan(budget)
+    else:
+        from hf_lop.pruner.pruner import LOPPruner
+
+        made = LOPPruner.from_pretrained(pruner, revision=revision).plan_for(budget)
     if plot is not None:
         made.plot(plot)
         note(f"Wrote {plot}.")

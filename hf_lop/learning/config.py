@@ -1,7 +1,7 @@
 """What a pruner records about its base model, and whether a model fits it."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,14 +10,10 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.planning.additive import additive_damage
-from hf_lop.planning.blocks import AUTO, Blocks, read_blocks, shown
-from hf_lop.planning.budget import Budget, Floats
-from hf_lop.planning.plan import MeasureSeconds, Plan, plan_budget
-from hf_lop.units.configs import DEEPEST, WIDEST, check_format
+from hf_lop.planning.known import Known, format_of, read_size
+from hf_lop.units.configs import check_format
 from hf_lop.units.kept import sorted_by as order_of
 from hf_lop.units.size import ModelSize
-
-LARGEST = 2**63  # of a size: no model has so many parameters, bytes or FLOPs per token
 
 
 @hub_dataclasses.strict
@@ -80,10 +76,7 @@ class LOPConfig(PreTrainedConfig):
         Raises:
             CheckpointMismatchError: if it is of a format that this version does not know.
         """
-        made = config_dict.get("calibration") or {}
-        versions = made.get("versions") if isinstance(made, dict) else None
-        version = versions.get("hf_lop") if isinstance(versions, dict) else None
-        check_format({"format": config_dict.get("format", 0), "hf_lop_version": version})
+        check_format(format_of(config_dict))
         return super().from_dict(config_dict, **kwargs)
 
     @property
@@ -93,32 +86,7 @@ class LOPConfig(PreTrainedConfig):
         Raises:
             CheckpointMismatchError: if the config has none, or a damaged one.
         """
-        try:
-            values: dict[str, Any] = {
-                key: tuple(v) if isinstance(v, list) else v for key, v in (self.base_size or {}).items()
-            }
-            size = ModelSize(**values)
-        except (TypeError, AttributeError) as error:
-            raise CheckpointMismatchError(
-                f"This LOPConfig does not describe a base model ({error}). Load it from a pruner repository."
-            ) from error
-        widths: Any = size.widths
-        listed = isinstance(widths, tuple) and 1 <= len(widths) <= DEEPEST
-        if not listed or not all(type(width) is int and 1 <= width <= WIDEST for width in widths):
-            raise CheckpointMismatchError(
-                f"base_size.widths is {str(widths)[:100]}; it must be a list of 1 to {DEEPEST} integers from 1 to {WIDEST}. "
-                "Take the pruner from its repository again."
-            )
-        numbers = (size.hidden_size, size.projections, size.parameters, size.num_bytes, size.flops, size.block)
-        lists = [size.neuron_parameters, size.neuron_bytes, *([size.piece_flops] if size.piece_flops else [])]
-        counted = all(isinstance(values, tuple) and len(values) == len(widths) for values in lists)
-        if not counted or not all(
-            type(n) is int and 0 <= n <= LARGEST for values in (numbers, *lists) for n in values
-        ):
-            raise CheckpointMismatchError(
-                f"base_size is {str(self.base_size)[:200]}; it must hold integers, and for every layer one. Take the pruner from "
-                "its repository again."
-            )
+        size = read_size(self.base_size)
         dtype = getattr(torch, self.base_dtype, None)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise CheckpointMismatchError(
@@ -128,47 +96,13 @@ class LOPConfig(PreTrainedConfig):
         return size
 
     @property
-    def blocks(self) -> Blocks | None:
-        """What `round_to="auto"` is for this pruner, `[L]`; None where that is up to the widths.
-
-        A size of an elastic repository must not change under its card: one that says nothing keeps single neurons.
+    def known(self) -> Known:
+        """What this says about planning.
 
         Raises:
-            CheckpointMismatchError: if the config holds something else.
+            CheckpointMismatchError: if it is damaged.
         """
-        layers = len(self.size.widths)
-        if self.round_to is None:
-            return (1,) * layers if self.sorted_by else None
-        blocks = read_blocks(self.round_to, layers)
-        if blocks is None:
-            raise CheckpointMismatchError(
-                f"round_to is {str(self.round_to)[:100]}; it must be a positive integer, or {layers} of them. Take the pruner from its "
-                "repository again."
-            )
-        return blocks
-
-    def plan(
-        self,
-        predict: Callable[[float], Floats],
-        budget: Budget,
-        size: ModelSize | None = None,
-        *,
-        measure: MeasureSeconds | None = None,
-        at_most: Sequence[int] | None = None,
-    ) -> Plan:
-        """Plan the widths for a budget, in the blocks of this pruner; see [`plan_budget`].
-
-        A pruner of before there were blocks gets those that the widths allow, and a warning says so.
-        """
-        size = size or self.size
-        plan = plan_budget(predict, size, budget, measure=measure, at_most=at_most, blocks=self.blocks)
-        if budget.round_to == AUTO and self.blocks is None and max(plan.round_to) > 1:
-            warnings.warn(
-                f"This pruner was made before plans came in blocks; round_to is {shown(plan.round_to)} now. round_to=1 gives the plans "
-                "of before.",
-                stacklevel=4,
-            )
-        return plan
+        return Known.of({name: getattr(self, name) for name in ("base_size", "round_to", "sorted_by")})
 
     def table_of(self, search: str) -> list[dict[str, Any]] | None:
         """Return the rows that a search found ("additive", "mcts" or "cmaes"), or None if the pruner has none of it."""

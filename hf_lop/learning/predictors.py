@@ -6,8 +6,6 @@ Sources: LOP (arXiv 2506.12826), Sec. 4.3 and appendix A.1.
 """
 
 import abc
-from collections.abc import Callable, Iterable
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +14,7 @@ from tqdm.auto import tqdm
 
 from hf_lop.errors import InvalidInputError
 from hf_lop.planning.budget import Floats
+from hf_lop.planning.predict import HEADS
 
 
 class RatioPredictor(nn.Module, abc.ABC):
@@ -64,8 +63,8 @@ class TransformerPredictor(RatioPredictor):
 
     Step l sees the latent of R (a two-layer MLP), a learnable embedding of layer l and the ratios of all layers before
     it: token l = latent + embedding_l + linear(r_{l-1}), with causal self-attention over tokens 1..l and r_0 = 0; then
-    r_l = sigmoid(w h_l + b). Training feeds the true previous ratios to all steps in one parallel pass; prediction
-    runs step by step and caches keys and values.
+    r_l = sigmoid(w h_l + b). Training feeds the true previous ratios to all steps in one parallel pass. Plans are made by
+    [`predict_ratios`][hf_lop.planning.predict.predict_ratios], which caches keys and values.
 
     The paper says two things: Sec. 4.3 describes this autoregressive model, appendix A.1 an encoder over the embedded
     target and learned positions and mentions no previous ratios. This is Sec. 4.3, with the sizes of A.1. Where layer
@@ -80,7 +79,7 @@ class TransformerPredictor(RatioPredictor):
     Source: LOP (arXiv 2506.12826), Eq. 7-11.
     """
 
-    def __init__(self, num_layers: int, dim: int = 128, depth: int = 2, heads: int = 4) -> None:
+    def __init__(self, num_layers: int, dim: int = 128, depth: int = 2, heads: int = HEADS) -> None:
         super().__init__(num_layers, dim)
         if heads < 1 or dim % heads:
             raise InvalidInputError(f"dim is {dim} and heads {heads}; heads must divide dim.")
@@ -92,21 +91,12 @@ class TransformerPredictor(RatioPredictor):
         self.head = nn.Linear(dim, 1)
 
     def forward(self, targets: Tensor) -> Tensor:
-        """See `RatioPredictor.forward`; autoregressive, so without gradients (train with `teacher_forced`)."""
-        with torch.inference_mode():
-            context = self._context(targets)
-            ratio = context.new_zeros(len(context), 1)
-            decoders = [block.decoder(context) for block in cast(Iterable[_Block], self.blocks)]
-            steps = []
-            for position, step in enumerate(context.unbind(1)):
-                x = step + self.previous(ratio)
-                for decode in decoders:
-                    x = decode(x, position)
-                ratio = torch.sigmoid(self.head(self.norm(x)))
-                steps.append(ratio)
-            ratios = torch.cat(steps, 1).float()
-        # A copy made outside of inference mode is an ordinary tensor, which autograd accepts as an input.
-        return ratios.clone()
+        """See `RatioPredictor.forward`; one pass per layer, without gradients (train with `teacher_forced`)."""
+        with torch.no_grad():
+            ratios = torch.zeros(len(targets), self.num_layers, device=targets.device)
+            for layer in range(self.num_layers):
+                ratios[:, layer] = self.teacher_forced(targets, ratios)[:, layer]
+        return ratios
 
     def teacher_forced(self, targets: Tensor, ratios: Tensor) -> Tensor:
         """See `RatioPredictor.teacher_forced`; one causal pass over all layers."""
@@ -128,7 +118,6 @@ class _Block(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        # `decoder` unpacks the parameters in this order.
         self.norm_in = nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
@@ -142,32 +131,6 @@ class _Block(nn.Module):
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
         hidden: Tensor = self.down(F.gelu(self.up(self.norm_ffn(x))))
         return x + hidden
-
-    def decoder(self, like: Tensor) -> Callable[[Tensor, int], Tensor]:
-        """Return the block as a function of one position, x `[B, D]` -> `[B, D]`, to be called for 0, 1, ... L - 1.
-
-        It equals `forward` on the positions given so far and remembers their keys and values. `like` is `[B, L, D]`.
-        """
-        batch, length, dim = like.shape
-        # The cache: q, k, v of position t are row t, written once; query, key and value are views [B, heads, L, D / heads] of it.
-        rows = like.new_empty(length, batch, 3 * dim)
-        query, key, value = rows.view(length, batch, 3, self.heads, -1).permute(2, 1, 3, 0, 4)
-        # A step takes as long as starting its operations does, so attribute access and copies are kept out of it.
-        norm_in, norm_in_bias, qkv, qkv_bias, out, out_bias, *unit = self.parameters()
-        norm, norm_bias, up, up_bias, down, down_bias = unit
-        projection, shape, slots = qkv.t(), (dim,), rows.unbind()
-
-        def step(x: Tensor, position: int) -> Tensor:
-            # [q_t k_t v_t] = norm(x_t) W^T + b, into the cache
-            torch.addmm(qkv_bias, F.layer_norm(x, shape, norm_in, norm_in_bias), projection, out=slots[position])
-            # softmax(q_t K_{0..t}^T / sqrt(D / heads)) V_{0..t}: later positions are not written yet, so no mask is needed
-            keys, values = key.narrow(2, 0, position + 1), value.narrow(2, 0, position + 1)
-            mixed = F.scaled_dot_product_attention(query.narrow(2, position, 1), keys, values)
-            x = x + F.linear(mixed.reshape(batch, dim), out, out_bias)
-            hidden = F.gelu(F.linear(F.layer_norm(x, shape, norm, norm_bias), up, up_bias))
-            return x + F.linear(hidden, down, down_bias)
-
-        return step
 
 
 class BiLSTMPredictor(RatioPredictor):

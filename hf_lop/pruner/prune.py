@@ -114,7 +114,7 @@ class Cut:
         ratios, order = choose(self.method, config, learned, predict, model, units, weights)
         weight = output_weight(model, units[0])
         device = torch.device("cpu") if weight.is_meta else weight.device
-        plan = config.plan(ratios, self.budget, size, measure=seconds_on(device, weight.dtype), at_most=counts)
+        plan = config.known.plan(ratios, self.budget, size, measure=seconds_on(device, weight.dtype), at_most=counts)
         if list(plan.widths) == counts:
             raise InvalidInputError(
                 f"This model is within the budget already: it keeps {sum(counts)} of {sum(size.widths)} pieces. Ask for less."

@@ -29,6 +29,7 @@ from hf_lop.learning.statistics import Statistics
 from hf_lop.planning.blocks import AUTO, resolve, shown
 from hf_lop.planning.budget import Budget
 from hf_lop.planning.plan import Plan
+from hf_lop.planning.predict import predict_ratios
 from hf_lop.planning.table import look_up, training_pairs
 from hf_lop.pruner.fit import Batches, Recipe, fit, usual_targets
 from hf_lop.pruner.kept import Run
@@ -90,10 +91,9 @@ class LOPPruner(PreTrainedModel):
 
     def predict(self, ratio: float) -> np.ndarray:
         """Predict the layer ratios `[L] float64` for one target ratio, before they are projected onto a budget."""
-        weight = next(self.predictor.parameters())
-        with torch.inference_mode():
-            target = torch.tensor([ratio], device=weight.device, dtype=weight.dtype)
-            return self.predictor(target)[0].double().cpu().numpy()  # type: ignore[no-any-return]
+        named = self.predictor.named_parameters()
+        weights = {name: parameter.detach().float().cpu().numpy() for name, parameter in named}
+        return predict_ratios(self.config.predictor, weights, ratio, len(self.config.size.widths))
 
     def look_up(self, ratio: float, search: str | None = None) -> np.ndarray:
         """Return the layer ratios `[L] float64` of a table, interpolated between targets.
@@ -148,7 +148,7 @@ class LOPPruner(PreTrainedModel):
     def plan_for(self, budget: Budget) -> Plan:
         """Plan the width of every layer for a budget; see `plan`."""
         measure = seconds_on(self.device, getattr(torch, self.config.base_dtype))
-        return self.config.plan(self.predict, budget, measure=measure)
+        return self.config.known.plan(self.predict, budget, measure=measure)
 
     # -- Pruning -------------------------------------------------------------------------------------------------------
 

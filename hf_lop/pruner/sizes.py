@@ -28,8 +28,9 @@ from hf_lop.hub.elastic.read import Solvers, open_transposed, read_size
 from hf_lop.hub.elastic.size_file import write_size
 from hf_lop.hub.elastic.write import PRUNER
 from hf_lop.hub.read.checkpoint import Shards
-from hf_lop.hub.read.files import Files, Folder, Repository
+from hf_lop.hub.read.files import Files, Folder
 from hf_lop.hub.read.load import read_config
+from hf_lop.hub.read.repository import Repository
 from hf_lop.hub.read.skeleton import load_skeleton
 from hf_lop.hub.read.stored import stored_pieces
 from hf_lop.hub.save.check import check_saved

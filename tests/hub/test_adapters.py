@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 
 from hf_lop.cli import app
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError, UnsupportedModelError
-from hf_lop.hub.read.kept import KEPT, read_kept
-from hf_lop.hub.read.overlap import overlap
+from hf_lop.hub.read.kept import KEPT, overlap, read_kept
 from hf_lop.hub.write.adapter import cut_adapter
 from hf_lop.units.kinds import find_units
 from hf_lop.units.slice import masking

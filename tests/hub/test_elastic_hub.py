@@ -154,7 +154,7 @@ def test_a_server_that_fails_leaves_nothing(elastic, tmp_path):
     code = """
 import hf_lop
 from hf_lop.errors import LOPError
-from hf_lop.hub.read import files
+from hf_lop.hub.read import repository as files
 from transformers import AutoModelForCausalLM
 read, left = files.Repository.read_into, [20]
 def failing(self, file, start, buffer):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError, LOPError
-from hf_lop.hub.read import files as hub_files
+from hf_lop.hub.read import repository as hub_files
 from hf_lop.hub.read.checkpoint import Shards, open_shards
 from hf_lop.hub.read.safetensors import LENGTH, header_length, parse_header
 from tests.hub_server import File, Repository, run_python, serve

@@ -107,7 +107,7 @@ def compare(
         "pruners": [_identity(pruner) for pruner in pruners],
         "rewards": list(rewards),
     }
-    blocks = [resolve(round_to, size.widths, pruner.config.blocks)[0] for pruner in pruners]
+    blocks = [resolve(round_to, size.widths, pruner.config.known.blocks)[0] for pruner in pruners]
     if max(map(max, blocks)) > 1:
         settings["round_to"] = [shown(own) for own in blocks]
     rows = Rows(folder, json.loads(json.dumps(settings)))

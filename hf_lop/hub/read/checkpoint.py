@@ -12,18 +12,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HFValidationError
 from safetensors.torch import _TYPES as TORCH_DTYPES
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
-from hf_lop.hub.read.files import Files, Folder, Repository
-from hf_lop.hub.read.safetensors import LENGTH, Place, header_length, parse_header, parse_json
+from hf_lop.hub.read.files import Files, open_files
+from hf_lop.hub.read.safetensors import Place, read_headers, shard_names
 
 __all__ = ["Place", "Shards", "open_shards"]
-
-LARGEST_INDEX = 100_000_000  # bytes; that of a model of 100,000 tensors has about 10 MB
 
 
 class Shards:
@@ -46,8 +41,10 @@ class Shards:
         self.places: dict[str, Place] = {}
         self.stamps: dict[str, str] = {}
         try:
-            for file, named in _shard_names(files).items():
-                self.stamps[file], own = _read_header(files, file)
+            for file, named in shard_names(files).items():
+                if files.size(file) is not None:
+                    self.stamps[file] = files.stamp(file)
+                own = read_headers(files, file)
                 if absent := named - own.keys():
                     raise CheckpointMismatchError(
                         f"The index of {files.name} says that {file} holds {min(absent)!r}; it does not. Index and shards are "
@@ -144,72 +141,4 @@ def open_shards(name: str | Path, *, revision: str | None = None, token: str | b
         InvalidInputError: if there is no such model, or it has no weights.
         CheckpointMismatchError: if a file of it is damaged or hostile, or it holds pickles only.
     """
-    if Path(name).is_dir():
-        return Shards(Folder(name))
-    try:
-        path = hf_hub_download(str(name), "config.json", revision=revision, token=token)
-    except (OSError, HFValidationError) as error:
-        raise InvalidInputError(f"{name} cannot be read as a model: {error} Pass a folder or a Hub id.") from error
-    return Shards(Repository(str(name), Path(path).parent.name, token=token))
-
-
-def _read(files: Files, file: str, start: int, length: int) -> bytes:
-    buffer = bytearray(length)
-    files.read_into(file, start, memoryview(buffer))
-    return bytes(buffer)
-
-
-def _shard_names(files: Files) -> dict[str, set[str]]:
-    """Return the weight files, in order, each with the tensors that an index says it has."""
-    if files.size(SAFE_WEIGHTS_NAME) is not None:  # where both exist, transformers reads this one too
-        return {SAFE_WEIGHTS_NAME: set()}
-    size = files.size(SAFE_WEIGHTS_INDEX_NAME)
-    if size is None:
-        if any(files.size(name) is not None for name in ("pytorch_model.bin", "pytorch_model.bin.index.json")):
-            raise CheckpointMismatchError(
-                f"{files.name} holds its weights as a pickle (pytorch_model.bin), which can run code when it is read. hf_lop "
-                "reads safetensors only. Get the checkpoint as safetensors from its author."
-            )
-        raise InvalidInputError(
-            f"{files.name} has neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}. Pass a folder or Hub id with the "
-            f"weights of a model.{files.hint}"
-        )
-    label = f"{SAFE_WEIGHTS_INDEX_NAME} of {files.name}"
-    if size > LARGEST_INDEX:
-        raise CheckpointMismatchError(
-            f"{label} has {size:,} bytes; at most {LARGEST_INDEX:,} are read. Do not use it."
-        )
-    named = parse_json(label, _read(files, SAFE_WEIGHTS_INDEX_NAME, 0, size)).get("weight_map")
-    if not isinstance(named, dict) or not named:
-        raise CheckpointMismatchError(f"{label} has no weight_map of tensor names to files. Download it again.")
-    found: dict[str, set[str]] = {}
-    for tensor, file in named.items():
-        found.setdefault(_checked_name(label, file), set()).add(tensor)
-    return dict(sorted(found.items()))
-
-
-def _checked_name(label: str, file: Any) -> str:
-    """Return the name of a shard, if it is one inside the repository."""
-    inside = isinstance(file, str) and file.isprintable() and not set(file) & set("\\:%?#*")
-    if not inside or any(part in ("", ".", "..") for part in file.split("/")):
-        raise CheckpointMismatchError(
-            f"{label} names the shard {str(file)[:200]!r}, which is no file of the repository. Do not use this checkpoint."
-        )
-    if not file.endswith(".safetensors"):
-        raise CheckpointMismatchError(
-            f"{label} names the shard {file[:200]!r}; hf_lop reads .safetensors files only, as others can run code. "
-            "Do not use this checkpoint."
-        )
-    return str(file)
-
-
-def _read_header(files: Files, file: str) -> tuple[str, dict[str, Place]]:
-    """Return stamp and tensors of a file."""
-    size, label = files.size(file), f"{file} of {files.name}"
-    if size is None:
-        raise CheckpointMismatchError(
-            f"{label} is missing, but the index names it. Download all files again.{files.hint}"
-        )
-    stamp = files.stamp(file)
-    length = header_length(label, _read(files, file, 0, min(LENGTH, size)), size)
-    return stamp, parse_header(file, _read(files, file, LENGTH, length), size, label=label)
+    return Shards(open_files(name, revision=revision, token=token))

@@ -8,8 +8,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
-from hf_lop.errors import CheckpointMismatchError
+from hf_lop.errors import CheckpointMismatchError, InvalidInputError
+from hf_lop.hub.read.files import Files
 
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+LARGEST_INDEX = 100_000_000  # bytes; that of a model of 100,000 tensors has about 10 MB
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 LENGTH = 8  # bytes before the header
 BITS = {
@@ -181,3 +184,77 @@ def _place(file: str, label: str, name: str, entry: Any, begin: int) -> tuple[st
             "The file is damaged: download or copy it again."
         )
     return name, Place(file, dtype, tuple(shape), begin + start, begin + end)
+
+
+# -- Files ---------------------------------------------------------------------------------------------------------------
+
+
+def read_bytes(files: Files, file: str, start: int, length: int) -> bytes:
+    """Read a part of a file."""
+    buffer = bytearray(length)
+    files.read_into(file, start, memoryview(buffer))
+    return bytes(buffer)
+
+
+def shard_names(files: Files) -> dict[str, set[str]]:
+    """Return the weight files, in order, each with the tensors that an index says it has.
+
+    Raises:
+        CheckpointMismatchError: if the index is damaged or hostile, or the weights are pickles.
+        InvalidInputError: if there are no weights.
+    """
+    if files.size(WHOLE) is not None:  # where both exist, transformers reads this one too
+        return {WHOLE: set()}
+    size = files.size(INDEX)
+    if size is None:
+        if any(files.size(name) is not None for name in ("pytorch_model.bin", "pytorch_model.bin.index.json")):
+            raise CheckpointMismatchError(
+                f"{files.name} holds its weights as a pickle (pytorch_model.bin), which can run code when it is read. hf_lop "
+                "reads safetensors only. Get the checkpoint as safetensors from its author."
+            )
+        raise InvalidInputError(
+            f"{files.name} has neither {WHOLE} nor {INDEX}. Pass a folder or Hub id with the "
+            f"weights of a model.{files.hint}"
+        )
+    label = f"{INDEX} of {files.name}"
+    if size > LARGEST_INDEX:
+        raise CheckpointMismatchError(
+            f"{label} has {size:,} bytes; at most {LARGEST_INDEX:,} are read. Do not use it."
+        )
+    named = parse_json(label, read_bytes(files, INDEX, 0, size)).get("weight_map")
+    if not isinstance(named, dict) or not named:
+        raise CheckpointMismatchError(f"{label} has no weight_map of tensor names to files. Download it again.")
+    found: dict[str, set[str]] = {}
+    for tensor, file in named.items():
+        found.setdefault(_checked_name(label, file), set()).add(tensor)
+    return dict(sorted(found.items()))
+
+
+def _checked_name(label: str, file: Any) -> str:
+    """Return the name of a shard, if it is one inside the repository."""
+    inside = isinstance(file, str) and file.isprintable() and not set(file) & set("\\:%?#*")
+    if not inside or any(part in ("", ".", "..") for part in file.split("/")):
+        raise CheckpointMismatchError(
+            f"{label} names the shard {str(file)[:200]!r}, which is no file of the repository. Do not use this checkpoint."
+        )
+    if not file.endswith(".safetensors"):
+        raise CheckpointMismatchError(
+            f"{label} names the shard {file[:200]!r}; hf_lop reads .safetensors files only, as others can run code. "
+            "Do not use this checkpoint."
+        )
+    return str(file)
+
+
+def read_headers(files: Files, file: str) -> dict[str, Place]:
+    """Return the tensors of a file.
+
+    Raises:
+        CheckpointMismatchError: if it is missing or damaged.
+    """
+    size, label = files.size(file), f"{file} of {files.name}"
+    if size is None:
+        raise CheckpointMismatchError(
+            f"{label} is missing, but the index names it. Download all files again.{files.hint}"
+        )
+    length = header_length(label, read_bytes(files, file, 0, min(LENGTH, size)), size)
+    return parse_header(file, read_bytes(files, file, LENGTH, length), size, label=label)
