@@ -23,7 +23,7 @@ import torch
 from hf_lop import LOPPruner, demo
 from hf_lop.learning.predictors import PREDICTORS, build_predictor, train_predictor
 from hf_lop.learning.rewards import Reward
-from hf_lop.planning.space import SearchSpace
+from hf_lop.planning.search.space import SearchSpace
 from hf_lop.planning.table import target_grid, training_pairs
 
 RESULTS = Path(__file__).parent / "results"

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from hf_lop import demo
-from hf_lop.evaluation.comparison.compare import compare, fit_pruners
+from hf_lop.evaluation.comparison.compare import compare
+from hf_lop.evaluation.comparison.fit import fit_pruners
 
 RESULTS = Path(__file__).parent / "results"
 DRAWN, REPORT, EVALUATIONS = 240, 400, 24

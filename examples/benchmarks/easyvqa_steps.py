@@ -17,10 +17,10 @@ from hf_lop.learning.decoder.replay import record_batches
 from hf_lop.learning.importance import neuron_order, unit_importance
 from hf_lop.learning.rewards import Reward
 from hf_lop.learning.statistics import collect_statistics
-from hf_lop.planning.cmaes import CMAES
-from hf_lop.planning.mcts import MCTS
-from hf_lop.planning.search import run_search
-from hf_lop.planning.space import SearchSpace
+from hf_lop.planning.search.cmaes import CMAES
+from hf_lop.planning.search.mcts import MCTS
+from hf_lop.planning.search.run import run_search
+from hf_lop.planning.search.space import SearchSpace
 from hf_lop.pruner.methods import choose
 from hf_lop.recovery.by_layer import recover_lstsq, set_output_weights
 from hf_lop.recovery.in_turn import recover_in_turn

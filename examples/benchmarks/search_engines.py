@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hf_lop.planning.additive import additive_plans
-from hf_lop.planning.cmaes import CMAES
-from hf_lop.planning.mcts import MCTS
-from hf_lop.planning.search import Search, run_search
-from hf_lop.planning.space import SearchSpace
+from hf_lop.planning.search.cmaes import CMAES
+from hf_lop.planning.search.mcts import MCTS
+from hf_lop.planning.search.run import Search, run_search
+from hf_lop.planning.search.space import SearchSpace
 
 LAYERS, WIDTHS = 28, (18944,) * 28
 PROBES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 0.95)

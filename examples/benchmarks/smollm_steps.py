@@ -20,11 +20,11 @@ from hf_lop.learning.rewards import Reward
 from hf_lop.learning.statistics import collect_statistics
 from hf_lop.planning.additive import additive_plans
 from hf_lop.planning.baselines import global_threshold
-from hf_lop.planning.cmaes import CMAES
 from hf_lop.planning.journal import Journal
-from hf_lop.planning.mcts import MCTS
-from hf_lop.planning.search import run_search
-from hf_lop.planning.space import SearchSpace
+from hf_lop.planning.search.cmaes import CMAES
+from hf_lop.planning.search.mcts import MCTS
+from hf_lop.planning.search.run import run_search
+from hf_lop.planning.search.space import SearchSpace
 from hf_lop.planning.table import learn_table, training_pairs
 from hf_lop.recovery.by_layer import recover_lstsq, set_output_weights
 from hf_lop.recovery.moments import second_moments

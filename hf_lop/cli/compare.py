@@ -37,8 +37,9 @@ def compare(
 ) -> None:
     """Compare all methods at the same ratios on data that no method has seen: a table and plots."""
     from hf_lop.errors import InvalidInputError
-    from hf_lop.evaluation.comparison.compare import check_arguments, fit_pruners
+    from hf_lop.evaluation.comparison.compare import check_arguments
     from hf_lop.evaluation.comparison.compare import compare as run_comparison
+    from hf_lop.evaluation.comparison.fit import fit_pruners
     from hf_lop.hub.read.load import load_model, load_processor
     from hf_lop.hub.write.whole import check_makeable
     from hf_lop.learning.data import model_batches, read_rows, split_rows

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hf_lop.errors import InvalidInputError
 from hf_lop.planning.budget import Floats
-from hf_lop.planning.space import SearchSpace
+from hf_lop.planning.search.space import SearchSpace
 
 
 def uniform(dense_widths: Sequence[int] | NDArray[np.int64], target: float) -> Floats:

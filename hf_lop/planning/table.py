@@ -11,8 +11,8 @@ from tqdm.auto import tqdm
 
 from hf_lop.errors import InvalidInputError
 from hf_lop.planning.budget import Floats
-from hf_lop.planning.search import Reward, Search, evaluate, run_search
-from hf_lop.planning.space import SearchSpace
+from hf_lop.planning.search.run import Reward, Search, evaluate, run_search
+from hf_lop.planning.search.space import SearchSpace
 
 if TYPE_CHECKING:
     from hf_lop.planning.journal import Journal

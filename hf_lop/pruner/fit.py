@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,22 +18,21 @@ from transformers import PreTrainedModel
 from hf_lop.errors import InvalidInputError
 from hf_lop.learning.bench import Bench
 from hf_lop.learning.data import fingerprint
-from hf_lop.learning.importance import CRITERIA, neuron_order, unit_importance
+from hf_lop.learning.importance import neuron_order, unit_importance
 from hf_lop.learning.learned import Learned
-from hf_lop.learning.predictors import RatioPredictor, build_predictor, check_predictor, train_predictor
+from hf_lop.learning.predictors import RatioPredictor, build_predictor, train_predictor
 from hf_lop.learning.probes import probe_layers, probed_width
-from hf_lop.learning.rewards import Judge, reward_name, scorer
-from hf_lop.learning.sketch import Sketch, Sketcher, check_rows
+from hf_lop.learning.rewards import reward_name, scorer
+from hf_lop.learning.sketch import Sketch, Sketcher
 from hf_lop.learning.statistics import Statistics, collect_statistics
 from hf_lop.planning.additive import additive_plans
-from hf_lop.planning.blocks import AUTO, Blocks, read_round_to, resolve
-from hf_lop.planning.budget import Floats, positive_integer
-from hf_lop.planning.cmaes import CMAES
+from hf_lop.planning.blocks import Blocks, resolve
+from hf_lop.planning.budget import Floats
 from hf_lop.planning.journal import Journal
-from hf_lop.planning.mcts import MCTS
-from hf_lop.planning.space import SearchSpace
-from hf_lop.planning.table import learn_table, target_grid, training_pairs
+from hf_lop.planning.search.space import SearchSpace
+from hf_lop.planning.table import learn_table, training_pairs
 from hf_lop.pruner.kept import Run
+from hf_lop.pruner.recipe import ENGINES, Recipe
 from hf_lop.recovery.solve import solve_sketch
 from hf_lop.units.identity import is_in_memory, sample_weights
 from hf_lop.units.measure import measure_size
@@ -47,54 +46,6 @@ Table = list[dict[str, Any]]
 
 PROBE_RATIOS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 0.95)
 CONTEXT = 0.5  # layers are also probed where all others are cut to this
-ENGINES = {"mcts": MCTS, "cmaes": CMAES}
-SEARCHES = ("additive", *ENGINES)
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How to make a pruner; see [`~LOPPruner.fit`] for all of these.
-
-    Raises:
-        InvalidInputError: if one is unknown or out of its range.
-    """
-
-    criterion: str
-    search: str
-    reward: str | Judge
-    targets: Sequence[float]
-    evaluations: int
-    predictor: str
-    sketch_rows: int
-    recover: str | None
-    seed: int
-    round_to: int | Literal["auto"] = AUTO
-
-    def __post_init__(self) -> None:
-        check_predictor(self.predictor)
-        check_rows(self.sketch_rows)
-        for name, value, known in (("search", self.search, SEARCHES), ("criterion", self.criterion, CRITERIA)):
-            if value not in known:
-                raise InvalidInputError(f"{name} is {value!r}; choose one of {', '.join(known)}.")
-        reward = reward_name(self.reward)
-        if reward != "divergence" and self.search == "additive":
-            raise InvalidInputError(
-                f'reward is {reward}, which search="additive" never looks at: its plans come from the divergence of '
-                'single-layer probes. Use search="mcts" or "cmaes", or leave the reward out.'
-            )
-        if self.recover not in (None, "sketch"):
-            raise InvalidInputError(f'recover is {self.recover!r}; candidates can be judged after "sketch" or None.')
-        if self.recover and not self.sketch_rows:
-            raise InvalidInputError('recover="sketch" needs a sketch, and sketch_rows is 0. Leave one of the two out.')
-        positive_integer("evaluations", self.evaluations)
-        read_round_to(self.round_to)
-        if not len(self.targets) or not all(0 <= target < 1 for target in self.targets):
-            raise InvalidInputError(f"targets is {list(self.targets)}; pass at least one target ratio in [0, 1).")
-
-
-def usual_targets(search: str) -> tuple[float, ...]:
-    """Return the targets of a search; additive plans cost nothing, so they are finer."""
-    return target_grid(0.0, 0.9, 0.0125) if search == "additive" else target_grid()
 
 
 @dataclass(frozen=True, slots=True)

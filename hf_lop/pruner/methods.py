@@ -16,8 +16,8 @@ from hf_lop.learning.learned import Learned
 from hf_lop.planning.additive import additive_plans
 from hf_lop.planning.baselines import global_threshold
 from hf_lop.planning.budget import Floats
-from hf_lop.planning.cmaes import CMAES
-from hf_lop.planning.mcts import MCTS
+from hf_lop.planning.search.cmaes import CMAES
+from hf_lop.planning.search.mcts import MCTS
 from hf_lop.planning.table import look_up
 from hf_lop.units.unit import Unit
 

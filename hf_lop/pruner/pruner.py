@@ -31,10 +31,11 @@ from hf_lop.planning.budget import Budget
 from hf_lop.planning.plan import Plan
 from hf_lop.planning.predict import predict_ratios
 from hf_lop.planning.table import look_up, training_pairs
-from hf_lop.pruner.fit import Batches, Recipe, fit, usual_targets
+from hf_lop.pruner.fit import Batches, fit
 from hf_lop.pruner.kept import Run
 from hf_lop.pruner.prepare import Samples, from_samples, loaded
 from hf_lop.pruner.prune import Cut, prune_files, prune_model, seconds_on
+from hf_lop.pruner.recipe import Recipe, usual_targets
 from hf_lop.pruner.serve import Elastic, make_elastic
 from hf_lop.units.configs import FORMAT
 from hf_lop.version import __version__

@@ -10,7 +10,8 @@ import torch
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.evaluation.comparison import compare as module
-from hf_lop.evaluation.comparison.compare import compare, fit_pruners
+from hf_lop.evaluation.comparison.compare import compare
+from hf_lop.evaluation.comparison.fit import fit_pruners
 from hf_lop.evaluation.comparison.table import Comparison, Row
 from hf_lop.learning.data import fingerprint
 from hf_lop.learning.importance import neuron_order, unit_importance

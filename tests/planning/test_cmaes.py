@@ -3,9 +3,9 @@ import pytest
 from cmaes import CMA
 
 from hf_lop.errors import InvalidInputError
-from hf_lop.planning.cmaes import CMAES
-from hf_lop.planning.search import run_search
-from hf_lop.planning.space import SearchSpace
+from hf_lop.planning.search.cmaes import CMAES
+from hf_lop.planning.search.run import run_search
+from hf_lop.planning.search.space import SearchSpace
 from tests.landscape import toy_reward
 
 SPACE = SearchSpace((400,) * 5, 0.4)

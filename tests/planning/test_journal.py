@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from hf_lop.errors import InvalidInputError
-from hf_lop.planning.cmaes import CMAES
 from hf_lop.planning.journal import Evaluation, Journal, merge_journals, read_journal
-from hf_lop.planning.mcts import MCTS
-from hf_lop.planning.search import run_search
-from hf_lop.planning.space import SearchSpace
+from hf_lop.planning.search.cmaes import CMAES
+from hf_lop.planning.search.mcts import MCTS
+from hf_lop.planning.search.run import run_search
+from hf_lop.planning.search.space import SearchSpace
 from tests.landscape import toy_reward
 
 SETTINGS = {"model": "org/base", "reward": "divergence", "samples": 64, "search": {"c": 0.1, "seed": 3}}
@@ -184,10 +184,10 @@ def test_another_process_in_the_middle_of_a_line_does_no_harm(tmp_path):
 
 CHILD = """
 import sys, time
-from hf_lop.planning.cmaes import CMAES
+from hf_lop.planning.search.cmaes import CMAES
 from hf_lop.planning.journal import Journal
-from hf_lop.planning.mcts import MCTS
-from hf_lop.planning.space import SearchSpace
+from hf_lop.planning.search.mcts import MCTS
+from hf_lop.planning.search.space import SearchSpace
 from hf_lop.planning.table import learn_table
 from tests.landscape import toy_reward
 from functools import partial

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from hf_lop.errors import InvalidInputError
-from hf_lop.planning.mcts import MCTS, Node, backward, expand, select
-from hf_lop.planning.search import run_search
-from hf_lop.planning.space import SearchSpace
+from hf_lop.planning.search.mcts import MCTS, Node, backward, expand, select
+from hf_lop.planning.search.run import run_search
+from hf_lop.planning.search.space import SearchSpace
 from tests.landscape import toy_reward
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mcts_tree.json"

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_lop.errors import InfeasibleBudgetError, InvalidInputError
-from hf_lop.planning.cmaes import CMAES
-from hf_lop.planning.mcts import MCTS
-from hf_lop.planning.search import run_search
-from hf_lop.planning.space import SearchSpace, project_ratios
+from hf_lop.planning.search.cmaes import CMAES
+from hf_lop.planning.search.mcts import MCTS
+from hf_lop.planning.search.run import run_search
+from hf_lop.planning.search.space import SearchSpace, project_ratios
 from tests.landscape import toy_reward
 
 SEARCHES = [MCTS, CMAES]

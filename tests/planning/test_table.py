@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from hf_lop.errors import InfeasibleBudgetError, InvalidInputError
-from hf_lop.planning.cmaes import CMAES
 from hf_lop.planning.journal import Journal
-from hf_lop.planning.mcts import MCTS
-from hf_lop.planning.search import run_search
-from hf_lop.planning.space import SearchSpace
+from hf_lop.planning.search.cmaes import CMAES
+from hf_lop.planning.search.mcts import MCTS
+from hf_lop.planning.search.run import run_search
+from hf_lop.planning.search.space import SearchSpace
 from hf_lop.planning.table import learn_table, target_grid
 from tests.landscape import toy_reward
 

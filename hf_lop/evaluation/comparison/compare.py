@@ -18,11 +18,9 @@ from transformers import PreTrainedModel
 from hf_lop.errors import InvalidInputError
 from hf_lop.evaluation.comparison.bias import add_to_output_biases, removed_means
 from hf_lop.evaluation.comparison.table import Comparison, Key, Row, Rows
-from hf_lop.files import write_whole
 from hf_lop.learning.data import IGNORED, fingerprint
 from hf_lop.learning.decoder.replay import record_batches
 from hf_lop.learning.divergence import DenseTop
-from hf_lop.learning.processes import launched
 from hf_lop.learning.rewards import REWARDS, Score, by_sample, joined
 from hf_lop.planning.blocks import AUTO, resolve, shown
 from hf_lop.planning.budget import Budget
@@ -152,54 +150,6 @@ def compare(
 def _common_methods(pruners: Sequence[LOPPruner]) -> list[str]:
     usable = [usable_methods(pruner.config) for pruner in pruners]
     return [name for name in METHODS if all(name in names for names in usable)]
-
-
-def fit_pruners(
-    model: PreTrainedModel,
-    draws: Sequence[tuple[Batches, Batches]],
-    searches: Sequence[str],
-    folder: str | Path,
-    *,
-    evaluations: int,
-    round_to: int | Literal["auto"] = AUTO,
-) -> list[LOPPruner]:
-    """Fit one pruner per draw of the data for [`compare`], with the plans of several searches.
-
-    Args:
-        model (`PreTrainedModel`): the dense model.
-        draws (`Sequence[tuple]`): calibration and search batches, one pair per seed.
-        searches (`Sequence[str]`): "additive", "mcts", "cmaes"; the predictor learns from the first.
-        folder (`str` or `Path`): keeps a journal per seed and search, `fit-SEED-SEARCH`; the same call resumes there.
-        evaluations (`int`): candidates that a search evaluates per target.
-        round_to (`int` or `str`): see [`~LOPPruner.fit`].
-
-    Returns:
-        `list[LOPPruner]`: one per draw.
-    """
-    pruners = []
-    for seed, (calibration, search_batches) in enumerate(draws):
-        fitted: list[LOPPruner] = []
-        for search in searches:
-            journal, first = (Path(folder) / f"fit-{seed}-{name}" for name in (search, searches[0]))
-            if fitted and launched().main and not (journal / "probes.json").exists():  # they are the same
-                write_whole(journal / "probes.json", (first / "probes.json").read_bytes())
-            made = LOPPruner.fit(
-                model,
-                calibration,
-                search_batches,
-                search=search,
-                evaluations=evaluations,
-                round_to=round_to,
-                seed=seed,
-                journal=journal,
-            )
-            fitted.append(made)
-        seconds = [(made.config.calibration or {})["seconds"] for made in fitted]
-        seconds[0] |= {name: spent.get(name, 0.0) for name, spent in zip(searches, seconds, strict=True)}
-        tables = {name: made.config.search_table for name, made in zip(searches, fitted, strict=True)}
-        fitted[0].config.other_tables = {name: tables[name] for name in searches[1:]}
-        pruners.append(fitted[0])
-    return pruners
 
 
 def _identity(pruner: LOPPruner) -> str:

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import _TYPES as TORCH_DTYPES
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
-from hf_lop.hub.read.files import Files, open_files
-from hf_lop.hub.read.safetensors import Place, read_headers, shard_names
+from hf_lop.hub.read.files import Files
+from hf_lop.hub.read.safetensors import Place, open_files, read_headers, shard_names
 
 __all__ = ["Place", "Shards", "open_shards"]
 

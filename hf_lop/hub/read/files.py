@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from hf_lop.errors import CheckpointMismatchError, InvalidInputError
+from hf_lop.errors import CheckpointMismatchError
 
 
 class Files(Protocol):
@@ -87,28 +87,3 @@ class Folder:
         """Close the files that are open; no thread may read meanwhile."""
         while self._open:
             self._open.pop().close()
-
-
-def open_files(name: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Files:
-    """Open the files of a Hub id or folder.
-
-    Args:
-        name (`str` or `Path`): Hub id or folder.
-        revision (`str`, *optional*): branch, tag or commit; it is resolved once, so that all bytes are of one commit.
-        token (`str` or `bool`, *optional*): for the Hub.
-
-    Raises:
-        InvalidInputError: if there is no such model.
-    """
-    if Path(name).is_dir():
-        return Folder(name)
-    from huggingface_hub import hf_hub_download  # a tenth of a second, which plans of a local pruner need not wait for
-    from huggingface_hub.errors import HFValidationError
-
-    from hf_lop.hub.read.repository import Repository
-
-    try:
-        path = hf_hub_download(str(name), "config.json", revision=revision, token=token)
-    except (OSError, HFValidationError) as error:
-        raise InvalidInputError(f"{name} cannot be read as a model: {error} Pass a folder or a Hub id.") from error
-    return Repository(str(name), Path(path).parent.name, token=token)

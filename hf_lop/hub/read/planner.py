@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
-from hf_lop.hub.read.files import Files, open_files
-from hf_lop.hub.read.safetensors import WHOLE, Place, parse_json, read_bytes, read_headers
+from hf_lop.hub.read.files import Files
+from hf_lop.hub.read.safetensors import WHOLE, Place, open_files, parse_json, read_bytes, read_headers
 from hf_lop.planning.budget import Budget
 from hf_lop.planning.known import Known, format_of
 from hf_lop.planning.plan import Plan

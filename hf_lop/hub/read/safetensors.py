@@ -6,10 +6,11 @@ A file is 8 bytes, N as a little-endian integer; N bytes of JSON, the header; th
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
-from hf_lop.hub.read.files import Files
+from hf_lop.hub.read.files import Files, Folder
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 LARGEST_INDEX = 100_000_000  # bytes; that of a model of 100,000 tensors has about 10 MB
@@ -187,6 +188,31 @@ def _place(file: str, label: str, name: str, entry: Any, begin: int) -> tuple[st
 
 
 # -- Files ---------------------------------------------------------------------------------------------------------------
+
+
+def open_files(name: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Files:
+    """Open the files of a Hub id or folder.
+
+    Args:
+        name (`str` or `Path`): Hub id or folder.
+        revision (`str`, *optional*): branch, tag or commit; it is resolved once, so that all bytes are of one commit.
+        token (`str` or `bool`, *optional*): for the Hub.
+
+    Raises:
+        InvalidInputError: if there is no such model.
+    """
+    if Path(name).is_dir():
+        return Folder(name)
+    from huggingface_hub import hf_hub_download  # a tenth of a second, which plans of a local pruner need not wait for
+    from huggingface_hub.errors import HFValidationError
+
+    from hf_lop.hub.read.repository import Repository
+
+    try:
+        path = hf_hub_download(str(name), "config.json", revision=revision, token=token)
+    except (OSError, HFValidationError) as error:
+        raise InvalidInputError(f"{name} cannot be read as a model: {error} Pass a folder or a Hub id.") from error
+    return Repository(str(name), Path(path).parent.name, token=token)
 
 
 def read_bytes(files: Files, file: str, start: int, length: int) -> bytes:

@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike
 
 from hf_lop.errors import InvalidInputError
 from hf_lop.planning.budget import Floats
-from hf_lop.planning.search import Search
-from hf_lop.planning.space import SearchSpace
+from hf_lop.planning.search.run import Search
+from hf_lop.planning.search.space import SearchSpace
 
 
 class CMAES(Search):

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from hf_lop.errors import InvalidInputError
 from hf_lop.planning.budget import Floats
-from hf_lop.planning.space import SearchSpace
+from hf_lop.planning.search.space import SearchSpace
 
 if TYPE_CHECKING:
     from hf_lop.planning.journal import Journal
