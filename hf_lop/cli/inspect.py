@@ -1,6 +1,6 @@
 """The command `inspect`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +18,10 @@ def inspect(
     """Show a model's FFNs, its parameters by part, whether it can be pruned, and how it was."""
     if against is not None:
         return _overlap(model, against, as_json)
+    from hf_lop.hub.read.made import inspect_made
+
+    if (made := inspect_made(model, revision=revision)) is not None:
+        return show(made, _described(made), as_json)
     from hf_lop.hub.read.inspect import inspect_model
 
     found = inspect_model(model, revision=revision)
@@ -49,3 +53,19 @@ def _overlap(model: str, against: str, as_json: bool) -> None:
         ),
     ]
     show(found.to_dict(), "\n".join(lines), as_json)
+
+
+def _described(facts: dict[str, Any]) -> str:
+    """What hf_lop made, in lines."""
+    total = facts.get("parameters", {}).get("total")
+    lines = [
+        f"{facts['name']}: {facts['kind']} ({facts['model_type']})" + (f", {total:,} parameters" if total else "")
+    ]
+    if facts["kind"] == "pruned":
+        lines.append("  can be pruned further: " + ("yes" if facts["reason"] is None else f"no: {facts['reason']}"))
+        lines += [f"  {key}: {value}" for key, value in facts["pruned"].items()]
+        return "\n".join(lines)
+    lines += [f"  made from {key}: {value}" for key, value in facts.get("elastic", {}).items()]
+    lines += [f"  {key}: {value}" for key, value in facts["pruner"].items()]
+    what = "hf-lop pull" if facts["kind"] == "elastic" else "hf-lop plan"
+    return "\n".join([*lines, f"  {what} {facts['name']} --ratio 0.3 is the next step"])

@@ -28,7 +28,7 @@ def plan(
 
     budget = Budget.of(ratio, params=params, memory=memory, flops=flops, latency=latency, round_to=blocks(round_to))
     if latency is None:  # torch is not imported: that would take twenty times as long as the plan
-        from hf_lop.hub.read.planner import read_planner
+        from hf_lop.hub.read.made import read_planner
 
         made: Plan = read_planner(pruner, revision=revision).plan(budget)
     else:

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError, LOPError, UnsupportedModelError
-from hf_lop.hub.read.kept import KEPT, kept_of, read_kept
+from hf_lop.hub.read.kept import kept_of, read_kept
+from hf_lop.hub.read.made import KEPT
 from hf_lop.planning.budget import Budget
 from hf_lop.pruner.pruner import LOPPruner
 from hf_lop.pruner.sizes import pull

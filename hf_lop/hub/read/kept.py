@@ -17,13 +17,12 @@ from safetensors.torch import load_file, save
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError, UnsupportedModelError
 from hf_lop.hub.read.load import read_config
+from hf_lop.hub.read.made import KEPT, NOT_KNOWN
 from hf_lop.hub.read.names import origin
 from hf_lop.units.configs import layer_counts, text_configs
 from hf_lop.units.kept import Earlier, check_pieces, dense_counts, note_kept, noted
 from hf_lop.units.modeling_lop import OUTPUT_BIAS
 from hf_lop.units.unit import Unit
-
-KEPT = "pruning/kept.safetensors"
 
 Kept = dict[str, list[torch.Tensor]]
 
@@ -117,8 +116,7 @@ def earlier_cut(model: Any, units: list[Unit]) -> Earlier:
     known = kept_of(model)
     if known is None:
         raise UnsupportedModelError(
-            f"{type(model).__name__} is already pruned (widths {[unit.count for unit in units]}), and which pieces it kept is not "
-            f"known: its repository has no {KEPT}, as those of before 0.2, or it was changed since. Prune the dense base model."
+            f"{type(model).__name__} is already pruned (widths {[unit.count for unit in units]}), and {NOT_KNOWN.format(KEPT=KEPT)}"
         )
     if any(getattr(config, OUTPUT_BIAS, False) for config in text_configs(model)):
         raise UnsupportedModelError(

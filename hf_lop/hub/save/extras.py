@@ -21,7 +21,8 @@ from hf_lop.hub.cards.pruned import pruned_model_card
 from hf_lop.hub.cards.pruner import pruner_card
 from hf_lop.hub.elastic.write import PRUNER, TRANSPOSED, save_transposed
 from hf_lop.hub.read.checkpoint import open_shards
-from hf_lop.hub.read.kept import KEPT, kept_of, pack
+from hf_lop.hub.read.kept import kept_of, pack
+from hf_lop.hub.read.made import KEPT
 from hf_lop.hub.read.names import is_hub_id, origin
 from hf_lop.hub.write.companions import PROCESSOR, TOKENIZER, base_metadata, copy_companions, matches
 from hf_lop.hub.write.push import WEIGHTS

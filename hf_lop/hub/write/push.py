@@ -14,7 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 from hf_lop.errors import InvalidInputError
 from hf_lop.files import scratch_folder, write_whole
 from hf_lop.hub.cards.facts import MARKER
-from hf_lop.hub.read.kept import KEPT
+from hf_lop.hub.read.made import KEPT
 from hf_lop.hub.write.collections import add_to_collection
 
 # A push replaces all weights: a file of an earlier push must not be read in place of the new ones.

@@ -1,8 +1,9 @@
-"""A pruner as far as plans need it: its config and its predictor, read without torch."""
+"""What hf_lop made, a pruner, a pruned model or an elastic repository, read from JSON and headers: no torch is imported for it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ import numpy as np
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.hub.read.files import Files
-from hf_lop.hub.read.safetensors import WHOLE, Place, open_files, parse_json, read_bytes, read_headers
+from hf_lop.hub.read.safetensors import WHOLE, Place, open_files, parse_json, read_bytes, read_headers, shard_names
+from hf_lop.planning.blocks import shown
 from hf_lop.planning.budget import Budget
 from hf_lop.planning.known import Known, format_of
 from hf_lop.planning.plan import Plan
 from hf_lop.planning.predict import Array, predict_ratios
-from hf_lop.units.configs import check_format
+from hf_lop.units.configs import WIDTH, check_format
 
-CONFIG = "config.json"
+CONFIG, KEPT = "config.json", "pruning/kept.safetensors"
+NOT_KNOWN = "which pieces it kept is not known: it has no {KEPT}, as those of before 0.2. Prune the dense base model."
 LARGEST_CONFIG = 20_000_000  # bytes
 PREFIX = "predictor."
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -110,3 +113,86 @@ def _array(files: Files, place: Place) -> Array:
             f"{place.file} of {files.name} has a predictor with numbers that are not finite. Fit it anew, or download it again."
         )
     return found
+
+
+# -- Facts -------------------------------------------------------------------------------------------------------------
+
+
+def inspect_made(name: str | Path, *, revision: str | None = None) -> dict[str, Any] | None:
+    """Return the facts of what hf_lop made, or None where that is another model, whose units are found by building it.
+
+    Args:
+        name (`str` or `Path`): Hub id or folder.
+        revision (`str`, *optional*): branch, tag or commit.
+
+    Returns:
+        `dict`: plain JSON types; `kind` is "pruner", "pruned" or "elastic".
+
+    Raises:
+        InvalidInputError: if there is no such repository.
+        CheckpointMismatchError: if a file of it is damaged.
+    """
+    files = open_files(name, revision=revision)
+    try:
+        config = read_json(files)
+        facts = {"name": str(name), "model_type": str(config.get("model_type"))}
+        if config.get("model_type") == "lop":
+            return {**facts, "kind": "pruner", "pruner": _pruner_facts(config)}
+        facts["architecture"] = str((config.get("architectures") or [None])[0])
+        if isinstance(made := config.get("elastic_config"), dict):
+            inside = _pruner_facts(read_json(files, "pruner/" + CONFIG))
+            return {
+                **facts,
+                "kind": "elastic",
+                "elastic": made,
+                "pruner": inside,
+                "parameters": _parameters(files, config),
+            }
+        if isinstance(made := config.get("pruning_config"), dict):
+            widths = _widths(files, config)
+            reason = None if files.size(KEPT) is not None else NOT_KNOWN.format(KEPT=KEPT)
+            return {
+                **facts,
+                "kind": "pruned",
+                "can_be_pruned": reason is None,
+                "reason": reason,
+                "pruned": {**made, "widths": widths},
+                "widths": widths,
+                "parameters": _parameters(files, config),
+            }
+        return None
+    finally:
+        files.close()
+
+
+def _pruner_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    check_format(format_of(config))
+    known = Known.of(config)
+    named = ("base_model", "base_revision", "base_model_type", "criterion", "predictor", "sketch_rows", "max_ratio")
+    return {
+        **{key: config.get(key) for key in named},
+        "widths": list(known.size.widths),
+        "parameters": known.size.parameters,
+        "round_to": None if known.blocks is None else shown(known.blocks),
+        "calibration": config.get("calibration"),
+    }
+
+
+def _widths(files: Files, config: Mapping[str, Any]) -> list[int] | None:
+    """Return what every layer of a pruned model has, by its kept pieces, or by the list in its config."""
+    if files.size(KEPT) is not None:
+        places = read_headers(files, KEPT)
+        named = {key: place.shape[0] for key, place in places.items() if len(place.shape) == 1}
+        if set(named) == {f"neurons.{layer}" for layer in range(len(named))}:
+            return [named[f"neurons.{layer}"] for layer in range(len(named))]
+    parts = [config, *(value for value in config.values() if isinstance(value, dict))]
+    lists = [part[WIDTH] for part in parts if isinstance(part.get(WIDTH), list)]
+    return lists[0] if lists else None
+
+
+def _parameters(files: Files, config: Mapping[str, Any]) -> dict[str, int]:
+    """Count what the weight files hold; nothing where numbers are packed."""
+    if config.get("quantization_config"):
+        return {}
+    counts = [prod(p.shape) for file in shard_names(files) for p in read_headers(files, file).values()]
+    return {"total": sum(counts)}
