@@ -57,6 +57,21 @@ def is_cut(model: Any) -> bool:
     return config is not None and bool(layer_counts(text_configs(model)[0]) or getattr(config, "pruning_config", None))
 
 
+def cut_counts(model: Any) -> dict[str, list[int]]:
+    """Return how many pieces every layer of a pruned model has, by kind of unit; empty for others.
+
+    Its config lists them, or has one number where the layers of a model are alike, so that it is a stock checkpoint.
+    """
+    if counts := layer_counts(text_configs(model)[0]):
+        return counts
+    if not is_cut(model):
+        return {}
+    try:
+        return {unit.kind: [other.count for other in units] for units in [find_units(model)] for unit in units[:1]}
+    except UnsupportedModelError:  # packed weights
+        return {}
+
+
 def _check_no_adapters(label: str, model: nn.Module) -> None:
     """Refuse adapters anywhere: transformers saves them alone, and the cut below them would be lost."""
     named = (path for path, module in model.named_modules() if hasattr(module, "adapter_layer_names"))

@@ -35,6 +35,7 @@ def multiples(made: Mapping[str, Any], dense: Sequence[int], widths: Sequence[in
 
 def pruned_model_card(
     config: Mapping[str, Any],
+    auto_maps: Mapping[str, str],
     *,
     name: str,
     widths: Sequence[int],
@@ -47,7 +48,8 @@ def pruned_model_card(
     """Render the card of a pruned model.
 
     Args:
-        config (`Mapping`): its config.json, with `auto_map` and `pruning_config`.
+        config (`Mapping`): its config.json, with `pruning_config`, and `auto_map` unless it is a stock checkpoint.
+        auto_maps (`Mapping[str, str]`): which Auto classes load which class of the model.
         name (`str`): what `from_pretrained` takes: the Hub id, or a folder as seen from its parent.
         widths (`Sequence[int]`): `[L]` neurons kept in each layer.
         parameters (`int`): of the pruned model.
@@ -63,7 +65,7 @@ def pruned_model_card(
     dense = made["dense_widths"]
     if len(dense) != len(widths):
         raise InvalidInputError(f"{len(widths)} of {len(dense)} layers are left, and which is not recorded.")
-    load = loading(config["auto_map"], config["architectures"][0], processor)
+    load = loading(auto_maps, config["architectures"][0], processor)
     before, after = made["dense_bytes"] / made["dense_parameters"], num_bytes / parameters
     base = linked(made.get("base_model"), made.get("base_revision"))
     pruner = linked(made.get("pruner"), made.get("pruner_revision"))
@@ -102,6 +104,7 @@ def pruned_model_card(
         ),
         name,
         **load,
+        stock="auto_map" not in config,
         pipeline=PIPELINES.get(str(load["auto_class"])),
         base=base or f"A {quoted(config['model_type'])} model that is on no Hub repository",
         pruner=pruner,

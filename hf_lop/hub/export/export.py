@@ -180,10 +180,14 @@ def _pruned_widths(name: str, config: Any, to: str) -> tuple[list[int], list[int
             f"--pruner {name} --ratio 0.3 --out DIR`, and export DIR."
         )
     text = config.get_text_config(decoder=True)
-    widths = layer_widths(text)
+    made, widths = getattr(config, "pruning_config", None), layer_widths(text)
+    if widths is None and to == "gguf" and isinstance(made, dict):
+        with torch.device("meta"):
+            widths = [unit.count for unit in find_units(auto_class(config).from_config(config))]
     if widths is None:
         raise UnsupportedModelError(
-            f"{name} has one FFN width for all layers, which every runtime reads as it is. Export a model that hf_lop pruned."
+            f"{name} has one FFN width for all layers, which every runtime reads as it is: use it without an export. Only what hf_lop "
+            "pruned to widths that differ needs one."
         )
     if to == "per_layer_config":
         check_field(text)
@@ -192,7 +196,7 @@ def _pruned_widths(name: str, config: Any, to: str) -> tuple[list[int], list[int
             f"{name} was pruned with recover='bias', and stock model code has no place for those biases. Prune again with "
             "recover='sketch', 'fold' or None; or export it as gguf, whose deci architecture takes them."
         )
-    made = getattr(config, "pruning_config", None) or {}
+    made = made or {}
     dense = made.get("dense_widths") or [getattr(text, DENSE_WIDTH, None) or max(widths)] * len(widths)
     return widths, dense
 

@@ -4,8 +4,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_lop.errors import UnsupportedModelError
-from hf_lop.hub.read.load import auto_class
-from hf_lop.units.configs import DENSE_WIDTH, stored_field, text_configs
+from hf_lop.hub.write.stock import write_integer
 from hf_lop.units.kinds import find_units
 from hf_lop.units.unit import Unit, segments, take
 
@@ -47,40 +46,12 @@ def make_uniform(model: PreTrainedModel, dense: int) -> int:
     """
     units = find_units(model)
     width = max(unit.count for unit in units)
-    for config in text_configs(model):
-        vars(config)[stored_field(type(config))] = width
-        vars(config).pop(DENSE_WIDTH, None)
     vars(model.config).pop("auto_map", None)
     for unit in units:
         widen(model, unit, width)
-    if _misfits(model):
-        _rename(model, dense, width)
+    if wrong := write_integer(model, dense, width):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} sizes other weights by its FFN width too ({wrong[0]}), so no ordinary config fits it. "
+            "Load the pruned repository itself, with hf_lop or trust_remote_code=True."
+        )
     return width
-
-
-def _misfits(model: PreTrainedModel) -> list[str]:
-    """Names of weights whose shapes are not those that the stock class gives them for the model's config."""
-    with torch.device("meta"):
-        stock = auto_class(model.config).from_config(model.config)
-    expected = {name: tuple(value.shape) for name, value in stock.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-
-
-def _rename(model: PreTrainedModel, dense: int, width: int) -> None:
-    """Set the width under the name that the family's own config has for it, such as n_inner: the one that fits."""
-    wrong = _misfits(model)
-    text = text_configs(model)
-    names = [name for name, value in vars(text[0]).items() if value == dense or name == "n_inner"]
-    for name in names:
-        before = [getattr(config, name) for config in text]
-        for config in text:
-            setattr(config, name, width)
-        if not _misfits(model):
-            return
-        for config, value in zip(text, before, strict=True):
-            setattr(config, name, value)
-    raise UnsupportedModelError(
-        f"{type(model).__name__} sizes other weights by its FFN width too ({wrong[0]}), so no ordinary config fits it. "
-        "Load the pruned repository itself, with hf_lop or trust_remote_code=True."
-    )

@@ -19,9 +19,10 @@ from hf_lop.errors import CheckpointMismatchError, InvalidInputError, Unsupporte
 from hf_lop.hub.read.load import read_config
 from hf_lop.hub.read.made import KEPT, NOT_KNOWN
 from hf_lop.hub.read.names import origin
-from hf_lop.units.configs import layer_counts, text_configs
+from hf_lop.units.configs import text_configs
 from hf_lop.units.kept import Earlier, check_pieces, dense_counts, note_kept, noted
 from hf_lop.units.modeling_lop import OUTPUT_BIAS
+from hf_lop.units.slice import cut_counts
 from hf_lop.units.unit import Unit
 
 Kept = dict[str, list[torch.Tensor]]
@@ -86,7 +87,7 @@ def kept_of(model: Any) -> Kept | None:
         CheckpointMismatchError: if the file is damaged.
         InvalidInputError: if the Hub does not answer.
     """
-    counts = layer_counts(text_configs(model)[0])
+    counts = cut_counts(model)
 
     def fits(kept: Kept) -> bool:
         return kept.keys() == counts.keys() and all(

@@ -26,10 +26,11 @@ from hf_lop.hub.read.made import KEPT
 from hf_lop.hub.read.names import is_hub_id, origin
 from hf_lop.hub.write.companions import PROCESSOR, TOKENIZER, base_metadata, copy_companions, matches
 from hf_lop.hub.write.push import WEIGHTS
+from hf_lop.hub.write.stock import as_stock
 from hf_lop.planning.plots import plot_estimate, plot_plans, plot_widths
-from hf_lop.units.configs import layer_counts, text_configs
 from hf_lop.units.measure import count_parameters
 from hf_lop.units.ship import remote_code
+from hf_lop.units.slice import cut_counts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +59,8 @@ def stale_weights(new: Path, old: Path) -> list[Path]:
         names = {path.name for pattern in WEIGHTS for path in (new / part).glob(pattern)}
         there = [path for pattern in WEIGHTS for path in (old / part).glob(pattern)]
         found += [path for path in there if names and path.name not in names]
-    return found if (new / KEPT).exists() else [*found, old / KEPT]
+    code = [old / name for name in remote_code() if not (new / name).exists()]
+    return [*found, *code] if (new / KEPT).exists() else [*found, *code, old / KEPT]
 
 
 def _write_card(directory: Path, out: Path, name: str, card: Callable[[], ModelCard]) -> None:
@@ -92,7 +94,7 @@ def auto_map(model_type: str, config_class: str) -> dict[str, str]:
 
 def pruned_widths(model: "PreTrainedModel") -> list[int] | None:
     """Return what every layer keeps if hf_lop cut the model, or the one that this is a part of, else None."""
-    return next(iter(layer_counts(text_configs(model)[0]).values()), None)
+    return next(iter(cut_counts(model).values()), None)
 
 
 def save_pruned_extras(
@@ -105,7 +107,7 @@ def save_pruned_extras(
 ) -> None:
     """Complete a folder to which transformers saved a pruned model, so that it loads anywhere.
 
-    Adds `modeling_lop.py`, the `auto_map` in config.json, the numbers of the kept pieces, processor files of the model it was loaded from, card and plot.
+    Adds `modeling_lop.py` and the `auto_map` in config.json, unless all layers are alike and the stock class loads them; the numbers of the kept pieces, processor files of the model it was loaded from, card and plot.
 
     Args:
         model (`PreTrainedModel`): a pruned model.
@@ -117,11 +119,16 @@ def save_pruned_extras(
     out, widths = out or directory, pruned_widths(model)
     if widths is None or not (directory / "config.json").is_file():
         return
+    auto_maps = auto_map(model.config.model_type, type(model.config).__name__)
+    with as_stock(model) as stock:
+        if stock:
+            model.config.save_pretrained(directory)
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    config["auto_map"] = auto_map(config["model_type"], type(model.config).__name__)
-    write_whole(directory / "config.json", (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
-    for name, code in remote_code().items():
-        write_whole(directory / name, code)
+    if not stock:
+        config["auto_map"] = auto_maps
+        write_whole(directory / "config.json", (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+        for file, code in remote_code().items():
+            write_whole(directory / file, code)
 
     _write_kept(model, directory)
     made = config.get("pruning_config") or {}
@@ -134,6 +141,7 @@ def save_pruned_extras(
         name,
         lambda: pruned_model_card(
             config,
+            auto_maps,
             name=name,
             widths=widths,
             parameters=count_parameters(model),

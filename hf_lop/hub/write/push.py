@@ -16,10 +16,11 @@ from hf_lop.files import scratch_folder, write_whole
 from hf_lop.hub.cards.facts import MARKER
 from hf_lop.hub.read.made import KEPT
 from hf_lop.hub.write.collections import add_to_collection
+from hf_lop.units.ship import remote_code
 
 # A push replaces all weights: a file of an earlier push must not be read in place of the new ones.
 WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
-STALE = [*WEIGHTS, *(f"elastic/{name}" for name in WEIGHTS), KEPT]
+STALE = [*WEIGHTS, *(f"elastic/{name}" for name in WEIGHTS), KEPT, *remote_code()]
 
 
 RETRIES = (1, 4)  # seconds to wait before a commit that the Hub failed is tried again
