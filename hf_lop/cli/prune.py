@@ -75,7 +75,7 @@ def prune(
     from hf_lop.planning.show import groups
     from hf_lop.pruner.pruner import LOPPruner
     from hf_lop.recovery.choose import RECOVERIES
-    from hf_lop.units.configs import layer_widths, text_configs
+    from hf_lop.units.slice import cut_counts
 
     loaded = LOPPruner.from_pretrained(pruner)
     note(f"Streaming {model}." if stream else f"Loading {model}.")
@@ -94,7 +94,7 @@ def prune(
     )
     recovery = pruned.config.pruning_config["recovery"]
     note(f"Recovery: {RECOVERIES[recovery]}." if recovery else "Recovery: none.")
-    if widths := layer_widths(text_configs(pruned)[0]):
+    for widths in cut_counts(pruned).values():
         note(groups(widths))
     if not stream:
         pruned.save_pretrained(out)

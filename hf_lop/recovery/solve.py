@@ -10,7 +10,7 @@ import torch
 
 from hf_lop.errors import InvalidInputError
 from hf_lop.learning.statistics import Statistics
-from hf_lop.units.gather import gather
+from hf_lop.recovery.gather import gather
 from hf_lop.units.sound import finite
 
 DAMPING = 0.1

@@ -35,7 +35,6 @@ def multiples(made: Mapping[str, Any], dense: Sequence[int], widths: Sequence[in
 
 def pruned_model_card(
     config: Mapping[str, Any],
-    auto_maps: Mapping[str, str],
     *,
     name: str,
     widths: Sequence[int],
@@ -43,19 +42,21 @@ def pruned_model_card(
     num_bytes: int,
     processor: str | None = None,
     base_data: Mapping[str, Any] | None = None,
+    auto_maps: Mapping[str, str] | None = None,
     tags: Iterable[str] = (),
 ) -> ModelCard:
     """Render the card of a pruned model.
 
     Args:
         config (`Mapping`): its config.json, with `pruning_config`, and `auto_map` unless it is a stock checkpoint.
-        auto_maps (`Mapping[str, str]`): which Auto classes load which class of the model.
         name (`str`): what `from_pretrained` takes: the Hub id, or a folder as seen from its parent.
         widths (`Sequence[int]`): `[L]` neurons kept in each layer.
         parameters (`int`): of the pruned model.
         num_bytes (`int`): of these parameters.
         processor (`str`, *optional*): "AutoProcessor" or "AutoTokenizer", where the repository has one.
         base_data (`Mapping`, *optional*): metadata of the base model's card; license and language are taken from it.
+        auto_maps (`Mapping[str, str]`, *optional*): which Auto classes load which class of the model, where its config needs no
+            `auto_map` to say so.
         tags (`Iterable[str]`): further tags of the card.
 
     Returns:
@@ -65,7 +66,7 @@ def pruned_model_card(
     dense = made["dense_widths"]
     if len(dense) != len(widths):
         raise InvalidInputError(f"{len(widths)} of {len(dense)} layers are left, and which is not recorded.")
-    load = loading(auto_maps, config["architectures"][0], processor)
+    load = loading(config.get("auto_map") or auto_maps or {}, config["architectures"][0], processor)
     before, after = made["dense_bytes"] / made["dense_parameters"], num_bytes / parameters
     base = linked(made.get("base_model"), made.get("base_revision"))
     pruner = linked(made.get("pruner"), made.get("pruner_revision"))

@@ -141,7 +141,7 @@ def save_pruned_extras(
         name,
         lambda: pruned_model_card(
             config,
-            auto_maps,
+            auto_maps=auto_maps,
             name=name,
             widths=widths,
             parameters=count_parameters(model),

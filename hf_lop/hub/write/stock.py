@@ -45,7 +45,8 @@ def write_integer(model: PreTrainedModel, dense: int, width: int) -> list[str]:
     if not wrong:
         return wrong
     # The family's own config can have another name for it, such as n_inner: the one that fits.
-    for name in [name for name, value in vars(configs[0]).items() if value == dense or name == "n_inner"]:
+    alike = [name for name, value in vars(configs[0]).items() if type(value) is int and value == dense]
+    for name in [*alike, "n_inner"] if hasattr(configs[0], "n_inner") else alike:
         before = [getattr(config, name) for config in configs]
         for config in configs:
             setattr(config, name, width)
@@ -83,7 +84,6 @@ def _alike(model: Any) -> bool:
         return False
     try:
         find_units(model)
-        dense = getattr(configs[0], DENSE_WIDTH, None) or 0
-        return not write_integer(model, dense, counts.pop())
+        return not write_integer(model, next(iter(made.get("dense_widths") or [0])), counts.pop())
     except UnsupportedModelError:  # packed weights
         return False
