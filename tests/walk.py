@@ -1,9 +1,11 @@
 """What pruning does to every model type of transformers: prunes and reloads, is refused, or cannot be built here."""
 
 import copy
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
@@ -97,6 +99,25 @@ def check(
             check_config(loaded, widths)
         loaded.save_pretrained(folder)
         check_config(type(model).from_pretrained(folder), widths)
+
+
+def uniform(model_type: str) -> str:
+    """Cut all layers of a type to the same width, and prove its reload; return the form in which it is saved, "stock" or "list"."""
+    model = build(model_type)
+    inputs, units = text_inputs(model), find_units(model)
+    width = max(1, min(unit.count for unit in units) // 2)
+    slice_units(model, [torch.arange(width)] * len(units))
+    model.config.pruning_config = {"dense_widths": [unit.count for unit in units]}
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        config = json.loads((Path(folder) / "config.json").read_text())
+        loaded, info = type(model).from_pretrained(folder, output_loading_info=True)
+        assert not any(info[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")), str(info)
+        assert torch.equal(logits(loaded.eval(), inputs), logits(model, inputs)), "logits differ after reload"
+        assert [unit.count for unit in find_units(loaded)] == [width] * len(units)
+        form = "list" if "auto_map" in config else "stock"
+        assert (layer_widths(text_configs(loaded)[0]) is None) == (form == "stock")
+        return form
 
 
 def check_config(model: PreTrainedModel, widths: list[int]) -> None:

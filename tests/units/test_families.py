@@ -20,7 +20,7 @@ from tests.families import MULTIMODAL, TEXT, build, text_inputs
 from tests.heads import check_heads
 from tests.support_table import render, section, short_reason
 from tests.tiny_models import CONFIGS, tiny_inputs, tiny_model
-from tests.walk import Outcome, check, loaders, logits, walk
+from tests.walk import Outcome, check, loaders, logits, uniform, walk
 
 REASONS = {
     "is a mixture of experts",
@@ -55,6 +55,26 @@ def walked(tmp_path_factory):
     """The folder of what the walks of this test run leave, for all of its processes."""
     folder = tmp_path_factory.getbasetemp()
     return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "walked"
+
+
+# Types whose class builds other shapes from one width, so that a list says what each layer has.
+LISTED = sorted(
+    [
+        "idefics",
+        "idefics2",
+        "pi0",
+        "udop",
+        "bloom",
+        "blt",
+        "gpt_neox_japanese",
+        "moshi",
+        "mpt",
+        "openai-gpt",
+        "recurrent_gemma",
+        "xlm",
+        "xlstm",
+    ]
+)
 
 
 @pytest.fixture(scope="session")
@@ -136,6 +156,22 @@ def test_most_classes_are_compared(outcome, walked):
     assert sum(len(head["autos"]) for head in found) > 700
     assert sum(bool(head["skipped"]) for head in found) <= 10
     assert sum(head["compared"] for head in found) >= 500
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", [*MULTIMODAL, *TEXT])
+def test_equal_widths_are_stock_where_the_class_builds_them(model_type, outcome, walked):
+    if outcome(model_type).group != "prunes":
+        pytest.skip("is not pruned")
+    (walked / model_type.replace("-", "_") / "uniform").write_text(uniform(model_type))
+
+
+@pytest.mark.slow
+def test_most_types_with_equal_widths_are_stock(outcome, walked):
+    pruned = [name for name in [*MULTIMODAL, *TEXT] if outcome(name).group == "prunes"]
+    files = {name: walked / name.replace("-", "_") / "uniform" for name in pruned}
+    forms = {name: file.read_text() if file.exists() else uniform(name) for name, file in files.items()}
+    assert sorted(name for name, form in forms.items() if form == "list") == LISTED
 
 
 def heads_of(walked, model_type):

@@ -20,7 +20,7 @@ from hf_lop.units.modeling_lop import OUTPUT_BIAS
 def misfits(model: PreTrainedModel) -> list[str]:
     """Return the names of weights whose shapes are not those that the class gives them for the model's config."""
     with torch.device("meta"):
-        stock = type(model)(copy.deepcopy(model.config))
+        stock = type(model)._from_config(copy.deepcopy(model.config))
     expected = {name: tuple(value.shape) for name, value in stock.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
