@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 SCRATCH = "hf_lop-"  # begins the names of scratch folders
+# Elsewhere folders cannot be opened, and so neither locked nor made safe by themselves; what a killed process leaves stays there.
+POSIX = hasattr(os, "O_DIRECTORY")
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -25,6 +27,9 @@ def write_whole(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())  # a name must not be safe on disk before what it names
             os.chmod(name, 0o644)  # temporary files are private, repositories are not
+            if POSIX:
+                os.replace(name, path)
+        if not POSIX:  # an open file cannot be renamed there
             os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -39,6 +44,10 @@ def scratch_folder(where: Path | None = None) -> Iterator[Path]:
     Args:
         where (`Path`, *optional*): the folder to make it in; that for temporary files by default.
     """
+    if not POSIX:
+        with tempfile.TemporaryDirectory("", SCRATCH, where) as temporary:
+            yield Path(temporary)
+        return
     root = Path(where or tempfile.gettempdir())
     _sweep(root, f"{SCRATCH}????????")
 
@@ -56,7 +65,9 @@ def scratch_folder(where: Path | None = None) -> Iterator[Path]:
 
 def sync(path: Path) -> None:
     """Make a file or folder safe on disk."""
-    handle = os.open(path, os.O_RDONLY)
+    if not POSIX and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY if POSIX else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:
@@ -75,7 +86,7 @@ def _claimed(make: Callable[[], tuple[int, str]]) -> tuple[int, str]:
 
 def _sweep(folder: Path, pattern: str) -> None:
     """Remove what processes made that live no more."""
-    for path in folder.glob(pattern):
+    for path in folder.glob(pattern) if POSIX else ():
         with contextlib.suppress(OSError):  # another process sweeps too, or it is not ours
             handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
             try:

@@ -28,6 +28,14 @@ class Files(Protocol):
         """Give back what was opened."""
 
 
+def _read_at(stream: BinaryIO, buffer: memoryview, start: int) -> int:
+    """Fill a part of a buffer; return how much."""
+    if hasattr(os, "preadv"):  # by position: after a fork both processes would move the one that they share
+        return os.preadv(stream.fileno(), [buffer], start)
+    stream.seek(start)  # Windows, which has no fork; each thread has a stream of its own
+    return stream.readinto(buffer) or 0  # type: ignore[attr-defined]
+
+
 class Folder:
     """The files of a local folder."""
 
@@ -61,8 +69,7 @@ class Folder:
         stream = self._opened(file)
         done = 0
         while done < len(buffer):
-            # By position: after a fork both processes would move the one that they share.
-            count = os.preadv(stream.fileno(), [buffer[done:]], start + done)
+            count = _read_at(stream, buffer[done:], start + done)
             if not count:
                 raise CheckpointMismatchError(
                     f"{file} in {self.name} ends at byte {start + done:,} while it is read. Do not change it meanwhile."
