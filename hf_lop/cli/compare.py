@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_lop.cli.options import AsJson, RoundTo, blocks, note, show
+from hf_lop.cli.options import AsJson, Device, Dtype, RoundTo, blocks, note, place, show
 
 
 def compare(
@@ -31,6 +31,8 @@ def compare(
     ] = None,
     evaluations: Annotated[int, typer.Option(help="Candidates that a search evaluates per target.")] = 200,
     round_to: RoundTo = "auto",
+    device: Device = None,
+    dtype: Dtype = None,
     batch_size: Annotated[int, typer.Option(help="Samples per batch.")] = 8,
     max_length: Annotated[int | None, typer.Option(help="Tokens at which plain texts are cut.")] = None,
     as_json: AsJson = False,
@@ -55,7 +57,7 @@ def compare(
     rows = read_rows(data)
     # The report is drawn first, so that it is the same whatever the seeds and their samples are.
     report, *parts = split_rows(rows, [report_samples] + [samples, search_samples] * seeds)
-    processor, dense = load_processor(model), load_model(model)
+    processor, dense = load_processor(model), load_model(model, **place(device, dtype))
 
     def batches(part: list[Any]) -> list[dict[str, Any]]:
         return list(model_batches(processor, part, batch_size=batch_size, max_length=max_length))

@@ -7,6 +7,8 @@ import typer
 from hf_lop.cli.options import (
     AsJson,
     Collection,
+    Device,
+    Dtype,
     Flops,
     Latency,
     Memory,
@@ -19,6 +21,7 @@ from hf_lop.cli.options import (
     blocks,
     check_push,
     note,
+    place,
     push,
     show,
 )
@@ -30,6 +33,8 @@ def make_elastic(
     model: Annotated[str, typer.Argument(help="Hub id or folder of the dense model.")],
     pruner: Annotated[str, typer.Option(help="Hub id or folder of its pruner.")],
     out: Out,
+    device: Device = None,
+    dtype: Dtype = None,
     push_to: PushTo = None,
     private: Private = False,
     collection: Collection = None,
@@ -41,11 +46,13 @@ def make_elastic(
     check_push(push_to, collection)
     check_new(out)
     from hf_lop.hub.elastic.write import TRANSPOSED
+    from hf_lop.hub.read.load import load_model
+    from hf_lop.pruner.prune import at_base
     from hf_lop.pruner.pruner import LOPPruner
 
     loaded = LOPPruner.from_pretrained(pruner)
     note(f"Loading {model}.")
-    made = loaded.make_elastic(model)
+    made = loaded.make_elastic(load_model(model, **at_base(loaded.config, model), **place(device, dtype)))
     made.save_pretrained(out)
     extra = sum(file.stat().st_size for file in (out / TRANSPOSED).iterdir())
     report: dict[str, Any] = {"out": str(out), "elastic_config": made.config.elastic_config, "extra_bytes": extra}

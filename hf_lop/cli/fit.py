@@ -4,7 +4,21 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_lop.cli.options import AsJson, Collection, Out, Private, PushTo, RoundTo, blocks, check_push, push, show
+from hf_lop.cli.options import (
+    AsJson,
+    Collection,
+    Device,
+    Dtype,
+    Out,
+    Private,
+    PushTo,
+    RoundTo,
+    blocks,
+    check_push,
+    place,
+    push,
+    show,
+)
 
 
 def fit(
@@ -29,6 +43,8 @@ def fit(
     ] = "none",
     round_to: RoundTo = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the draw of samples, the search and the predictor.")] = 0,
+    device: Device = None,
+    dtype: Dtype = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the journal of a killed run.")] = False,
     push_to: PushTo = None,
     private: Private = False,
@@ -72,6 +88,7 @@ def fit(
         round_to=blocks(round_to),
         seed=seed,
         journal=journal,
+        loading=place(device, dtype),
     )
     if not processes.main:
         return

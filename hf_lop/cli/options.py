@@ -15,6 +15,13 @@ Latency = Annotated[float | None, typer.Option(help="Seconds all FFNs may take p
 RoundTo = Annotated[
     str, typer.Option(help="Widths are multiples of this; auto: what the pruner was fitted with, else by the widths.")
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Such as cuda:0, mps or cpu; auto spreads over all there are. By default the GPU, if there is one."
+    ),
+]
+Dtype = Annotated[str | None, typer.Option(help="Such as bfloat16; by default what is stored.")]
 Out = Annotated[Path, typer.Option(help="Folder to write; must be new or empty.")]
 PushTo = Annotated[str | None, typer.Option(help="Hub repository to push to as well.")]
 Private = Annotated[bool, typer.Option("--private", help="Make the pushed repository private.")]
@@ -26,6 +33,32 @@ Collection = Annotated[
 def blocks(round_to: str) -> Any:
     """Return `round_to` as functions take it."""
     return int(round_to) if round_to.isdecimal() else round_to
+
+
+def place(device: str | None, dtype: str | None = None) -> dict[str, Any]:
+    """Return what `from_pretrained` is told about where and in which dtype a model shall be.
+
+    Raises:
+        InvalidInputError: if there is no such device or dtype here.
+    """
+    import torch
+    from accelerate import PartialState
+
+    from hf_lop.errors import InvalidInputError
+
+    device = device or str(PartialState().device)
+    if device != "auto":
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # no such device, or torch was built without it
+            reason = str(error).splitlines()[0]
+            raise InvalidInputError(
+                f"--device is {device!r}, which is not to be had here: {reason} Use cpu."
+            ) from error
+    found = None if dtype is None else getattr(torch, dtype, None)
+    if dtype is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise InvalidInputError(f"--dtype is {dtype!r}; it must be a floating-point dtype of torch, such as bfloat16.")
+    return {"device_map": device, **({} if found is None else {"dtype": found})}
 
 
 def show(data: dict[str, Any], text: str, as_json: bool) -> None:

@@ -8,7 +8,20 @@ import typer
 if TYPE_CHECKING:
     from hf_lop.planning.plan import Plan
 
-from hf_lop.cli.options import AsJson, Flops, Latency, Memory, Params, Ratio, RoundTo, blocks, note, show
+from hf_lop.cli.options import (
+    AsJson,
+    Device,
+    Flops,
+    Latency,
+    Memory,
+    Params,
+    Ratio,
+    RoundTo,
+    blocks,
+    note,
+    place,
+    show,
+)
 
 
 def plan(
@@ -19,6 +32,7 @@ def plan(
     flops: Flops = None,
     latency: Latency = None,
     round_to: RoundTo = "auto",
+    device: Device = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write the plan as a PNG.")] = None,
     as_json: AsJson = False,
@@ -34,7 +48,8 @@ def plan(
     else:
         from hf_lop.pruner.pruner import LOPPruner
 
-        made = LOPPruner.from_pretrained(pruner, revision=revision).plan_for(budget)
+        where = place(device)["device_map"]
+        made = LOPPruner.from_pretrained(pruner, revision=revision).to(where).plan_for(budget)
     if plot is not None:
         made.plot(plot)
         note(f"Wrote {plot}.")

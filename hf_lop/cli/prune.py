@@ -11,6 +11,8 @@ import typer
 from hf_lop.cli.options import (
     AsJson,
     Collection,
+    Device,
+    Dtype,
     Flops,
     Latency,
     Memory,
@@ -23,6 +25,7 @@ from hf_lop.cli.options import (
     blocks,
     check_push,
     note,
+    place,
     push,
     show,
 )
@@ -56,6 +59,8 @@ def prune(
             "--stream", help="Cut from file to file: needs little memory, and goes on where a killed run stopped."
         ),
     ] = False,
+    device: Device = None,
+    dtype: Dtype = None,
     push_to: PushTo = None,
     private: Private = False,
     collection: Collection = None,
@@ -70,6 +75,10 @@ def prune(
         from hf_lop.errors import InvalidInputError
 
         raise InvalidInputError(f"--stream writes a folder only. Leave out --push-to, then: hf upload {push_to} {out}")
+    if stream and (device or dtype):
+        from hf_lop.errors import InvalidInputError
+
+        raise InvalidInputError("--stream copies files as they are, on the CPU. Leave out --device and --dtype.")
     if stream:
         threading.Thread(target=_warm, args=(Path(model),), daemon=True).start()
     from hf_lop.planning.show import groups
@@ -91,6 +100,7 @@ def prune(
         recover=None if recover == "none" else recover,
         strict=strict,
         output_dir=out if stream else None,
+        loading=None if stream else place(device, dtype),
     )
     recovery = pruned.config.pruning_config["recovery"]
     note(f"Recovery: {RECOVERIES[recovery]}." if recovery else "Recovery: none.")

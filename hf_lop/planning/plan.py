@@ -26,6 +26,7 @@ class Plan:
         widths (`tuple[int, ...]`): `[L]` neurons to keep in each decoder layer.
         dense (`ModelSize`): the model before pruning.
         seconds (`float`, *optional*): predicted time of all FFNs for one token, for latency budgets.
+        device (`str`, *optional*): where that was measured.
         round_to (`tuple[int, ...]`): `[L]` what widths are multiples of, unless a layer keeps all that it has; empty where a plan was
             not made for a budget.
         notes (`tuple[str, ...]`): what there is to say about `round_to`.
@@ -34,6 +35,7 @@ class Plan:
     widths: tuple[int, ...]
     dense: ModelSize
     seconds: float | None = None
+    device: str | None = None
     round_to: Blocks = ()
     notes: tuple[str, ...] = ()
 
@@ -103,6 +105,7 @@ class Plan:
             "flops_before": self.dense.flops,
             "flops_after": self.flops,
             "ffn_seconds_per_token": self.seconds,
+            "measured_on": self.device,
         }
 
     def plot(self, path: str | Path | None = None) -> "Figure":
@@ -122,7 +125,7 @@ class Plan:
             f"  FLOPs/token {si(self.dense.flops)} -> {si(self.flops)}",
         ]
         if self.seconds is not None:
-            lines.append(f"  FFN time    {self.seconds * 1e3:.2f} ms per token on this device")
+            lines.append(f"  FFN time    {self.seconds * 1e3:.2f} ms per token on {self.device or 'this device'}")
         if self.round_to:
             lines.append(f"  widths are multiples of {shown(self.round_to)}")
         if self.kept_whole:
@@ -220,7 +223,7 @@ def _plan(
         binding = max(taken, key=lambda kind: taken[kind])
         raise _below(size, binding, limits[binding], float(costs[binding](_ints(widths_for(lowest))))) from error
     taken_seconds = None if seconds is None else seconds(_ints(widths))
-    return Plan(_ints(widths), size, taken_seconds, blocks)
+    return Plan(_ints(widths), size, taken_seconds, round_to=blocks)
 
 
 def check_feasible(

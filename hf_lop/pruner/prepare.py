@@ -1,11 +1,13 @@
 """What a fit starts from: the model, and batches for calibration and search, made of what the caller has."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from hf_lop.errors import InvalidInputError
 from hf_lop.hub.read.load import load_model, load_processor
 from hf_lop.learning.data import fitting_parts, part_batches, rows_fingerprint
 from hf_lop.learning.processes import launched
@@ -27,7 +29,7 @@ class Samples:
 
 
 def from_samples(
-    model: PreTrainedModel | str | Path, data: Any, how: Samples
+    model: PreTrainedModel | str | Path, data: Any, how: Samples, loading: Mapping[str, Any] | None = None
 ) -> tuple[PreTrainedModel, Batches, Batches, dict[str, Any]]:
     """Return the model, calibration and search batches, and what to record of the samples that they are made of.
 
@@ -36,7 +38,7 @@ def from_samples(
         InvalidInputError: if there are too few samples, or they are of another kind.
     """
     parts, facts = fitting_parts(data, how.samples, how.search_samples, how.report_samples, how.seed)
-    model = loaded(model)
+    model = loaded(model, loading)
     processor = load_processor(str(model.name_or_path)) if how.processor is None else how.processor
     calibration, search = (
         part_batches(processor, part, parts[part], batch_size=how.batch_size, max_length=how.max_length)
@@ -47,14 +49,18 @@ def from_samples(
     return model, calibration, search, facts
 
 
-def loaded(model: PreTrainedModel | str | Path) -> PreTrainedModel:
-    """Return a model that can be pruned, loaded if it is a name: onto this process's device, if there are several.
+def loaded(model: PreTrainedModel | str | Path, loading: Mapping[str, Any] | None = None) -> PreTrainedModel:
+    """Return a model that can be pruned, loaded if it is a name: as is asked for, else to the device of one of several processes.
 
     Raises:
         UnsupportedModelError: if it cannot be pruned; before its data is prepared.
     """
     if isinstance(model, str | Path):
-        processes, model = launched(), load_model(model)
-        model = model.to(processes.device) if processes.count > 1 else model  # type: ignore[arg-type]
+        processes, options = launched(), dict(loading or {})
+        if processes.count > 1:
+            options.setdefault("device_map", processes.device)
+        model = load_model(model, **options)
+    elif loading:
+        raise InvalidInputError("loading is for a model given by name; this one is loaded already. Leave it out.")
     prunable_units(model)
     return model

@@ -131,6 +131,7 @@ def prune_model(
     model: PreTrainedModel | str | Path,
     cut: Cut,
     data: Iterable[Mapping[str, Any]] | None,
+    loading: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
     """Cut a model in place; see [`~LOPPruner.prune`] for errors.
 
@@ -141,12 +142,13 @@ def prune_model(
         model (`PreTrainedModel`, `str` or `Path`): the dense model, or one that was cut from it.
         cut (`Cut`): what to do.
         data (`Iterable[Mapping]`, *optional*): batches for the recovery.
+        loading (`Mapping`, *optional*): arguments of `from_pretrained`, for a model that is given by name.
 
     Returns:
         `PreTrainedModel`: the same object.
     """
     recovery = cut.recovery(config, data=data is not None, by_name=isinstance(model, str | Path))
-    model = given_model(config, model)
+    model = given_model(config, model, loading)
     units = prunable_units(model, cut_before=True)
     check_classes(model)
     check_weights(model, units)
@@ -181,14 +183,16 @@ def prune_model(
     return model
 
 
-def given_model(config: LOPConfig, model: Any) -> PreTrainedModel:
+def given_model(config: LOPConfig, model: Any, loading: Mapping[str, Any] | None = None) -> PreTrainedModel:
     """Return the model to prune, loaded if it is a name.
 
     Raises:
         InvalidInputError: if it is no model.
     """
     if isinstance(model, str | Path):
-        return load_model(model, **at_base(config, model))
+        return load_model(model, **{**at_base(config, model), **(loading or {})})
+    if loading:
+        raise InvalidInputError("loading is for a model given by name; this one is loaded already. Leave it out.")
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise InvalidInputError(
             f"model is a {type(model).__name__} around a model. Prune what is in it, model.module."

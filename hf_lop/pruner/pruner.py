@@ -1,7 +1,8 @@
 """LOPPruner: a Hub model that turns a budget into a width for every layer, and cuts a model to them."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ from hf_lop.pruner.prune import Cut, prune_files, prune_model, seconds_on
 from hf_lop.pruner.recipe import Recipe, usual_targets
 from hf_lop.pruner.serve import Elastic, make_elastic
 from hf_lop.units.configs import FORMAT
+from hf_lop.units.measure import device_name
 from hf_lop.version import __version__
 
 
@@ -149,7 +151,8 @@ class LOPPruner(PreTrainedModel):
     def plan_for(self, budget: Budget) -> Plan:
         """Plan the width of every layer for a budget; see `plan`."""
         measure = seconds_on(self.device, getattr(torch, self.config.base_dtype))
-        return self.config.known.plan(self.predict, budget, measure=measure)
+        plan = self.config.known.plan(self.predict, budget, measure=measure)
+        return plan if plan.seconds is None else replace(plan, device=device_name(self.device))
 
     # -- Pruning -------------------------------------------------------------------------------------------------------
 
@@ -216,6 +219,7 @@ class LOPPruner(PreTrainedModel):
         data: Batches | None = None,
         strict: bool = False,
         output_dir: str | Path | None = None,
+        loading: Mapping[str, Any] | None = None,
     ) -> PreTrainedModel:
         """Cut a model to a budget, in place, or from file to file.
 
@@ -246,6 +250,8 @@ class LOPPruner(PreTrainedModel):
                 by byte, but no weight is held in memory longer than it takes to copy it. It appears when it is complete; the
                 same call goes on where one was killed. Recoveries that read data need the model
                 in memory.
+            loading (`Mapping`, *optional*): arguments of `from_pretrained` for a model given by name, such as
+                `{"device_map": "cuda", "dtype": torch.bfloat16}`.
 
         Returns:
             `PreTrainedModel`: the same object, of the same class, device and dtype; with `output_dir` a model on the meta
@@ -262,9 +268,11 @@ class LOPPruner(PreTrainedModel):
         budget = Budget.of(ratio, params=params, memory=memory, flops=flops, latency=latency, round_to=round_to)
         cut = Cut(budget, method, recover, strict)
         if output_dir is None:
-            return prune_model(self.config, self.learned(), self.predict, model, cut, data)
-        if not isinstance(model, str | Path) or data is not None:
-            raise InvalidInputError("With output_dir, model must be a Hub id or a folder, and data cannot be given.")
+            return prune_model(self.config, self.learned(), self.predict, model, cut, data, loading)
+        if not isinstance(model, str | Path) or data is not None or loading:
+            raise InvalidInputError(
+                "With output_dir, model must be a Hub id or a folder, and neither data nor loading can be given."
+            )
         return prune_files(self.config, self.learned(), self.predict, model, Path(output_dir), cut)
 
     # -- Any size from one model ---------------------------------------------------------------------------------------
@@ -342,6 +350,7 @@ class LOPPruner(PreTrainedModel):
         journal: str | Path | None = None,
         base_model: str | None = None,
         provenance: dict[str, Any] | None = None,
+        loading: Mapping[str, Any] | None = None,
     ) -> "LOPPruner":
         """Make a pruner: calibrate, probe each layer, plan every target, train the predictor on the plans.
 
@@ -387,6 +396,7 @@ class LOPPruner(PreTrainedModel):
                 folder resumes after a kill, to the same result.
             base_model (`str`, *optional*): Hub id of the base model, where it was not loaded by id.
             provenance (`dict`, *optional*): what the card says about the data, such as dataset, samples, seed.
+            loading (`Mapping`, *optional*): see `prune`; by default a model goes to the device of its process, if there are several.
 
         Returns:
             `LOPPruner`: ready to plan, prune, save and push.
@@ -404,9 +414,9 @@ class LOPPruner(PreTrainedModel):
         facts: dict[str, Any] = {}
         if validation is None:
             how = Samples(processor, samples, search_samples, report_samples, batch_size, max_length, seed)
-            model, calibration, validation, facts = from_samples(model, data, how)
+            model, calibration, validation, facts = from_samples(model, data, how, loading)
         else:
-            model, calibration = loaded(model), data
+            model, calibration = loaded(model, loading), data
         fitted = fit(model, calibration, validation, recipe, Run(journal))
         learned, (source, commit) = fitted.learned, origin(model)
         pruner = cls(

@@ -103,3 +103,10 @@ def count_parameters(model: nn.Module) -> int:
                 shape = linear_shape(module) if name == "weight" else None
                 counts[id(parameter)] = shape[0] * shape[1] if shape else parameter.numel()
     return sum(counts.values())
+
+
+def device_name(device: torch.device) -> str:
+    """Return what a device is called, such as "cuda:0 (NVIDIA H200)"."""
+    if device.type != "cuda":
+        return str(device)
+    return f"{device} ({torch.cuda.get_device_name(device)})"

@@ -64,7 +64,7 @@ before = LlamaForCausalLM.__init__
 config = LlamaConfig.from_dict(LlamaConfig().to_dict())
 assert LlamaForCausalLM.__init__ is before
 try:
-    LlamaConfig(intermediate_size=[1, 2], num_hidden_layers=2)
+    LlamaConfig(intermediate_size="wide")
 except Exception as error:
     print(type(error).__name__)
 own = Gemma3nTextConfig.from_dict(Gemma3nTextConfig().to_dict())  # reads lists by itself
