@@ -21,3 +21,5 @@ if __name__ == "__main__":
                 kinds[key] += 1
                 if kinds[key] <= 1:
                     print("   ", seed, outcome.reason)
+            if "-v" in sys.argv:
+                print(Counter(reason[:90] for reason in seen.refused).most_common(12))

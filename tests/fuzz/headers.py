@@ -33,6 +33,8 @@ def make(source: str, world: World, rng: random.Random) -> bytes:
     names = sorted(entries.keys() - {"__metadata__"})
     change, one, other = rng.randrange(5), rng.choice(names), rng.choice(names)
     if change == 0:
+        alike = [name for name in names if entries[name]["shape"] == entries[one]["shape"]]
+        other = rng.choice([other, *alike])
         entries[one], entries[other] = entries[other], entries[one]
     elif change == 1:
         entries[one]["dtype"] = rng.choice(["F64", "F16", "BF16", "I32", "U32", "F8_E4M3", "BOOL", "C64", "F4", "X"])

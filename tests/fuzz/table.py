@@ -8,11 +8,11 @@ from itertools import count
 import torch
 from transformers.utils import logging
 
-from tests.fuzz import configs, headers, records
+from tests.fuzz import configs, headers, journals, numbers, records
 from tests.fuzz.target import Outcome, Target, damage_of, judge
 from tests.fuzz.world import quick, world
 
-TARGETS: list[Target] = [*configs.TARGETS, *headers.TARGETS, *records.TARGETS]
+TARGETS: list[Target] = [*configs.TARGETS, *headers.TARGETS, *records.TARGETS, *journals.TARGETS, *numbers.TARGETS]
 
 
 @dataclass(slots=True)
@@ -21,6 +21,7 @@ class Seen:
 
     counts: Counter[str] = field(default_factory=Counter)
     failed: list[tuple[int, Outcome]] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
 
 
 def run_target(target: Target, first: int, cases: int | None = None, seconds: float | None = None) -> Seen:
@@ -34,6 +35,8 @@ def run_target(target: Target, first: int, cases: int | None = None, seconds: fl
             with quick():
                 outcome = judge(target, world(), damage_of(target, world(), seed))
             seen.counts[outcome.kind] += 1
+            if outcome.kind == "refused":
+                seen.refused.append(outcome.reason)
             if outcome.kind == "failed":
                 seen.failed.append((seed, outcome))
             if seconds is not None and time.perf_counter() > end:
