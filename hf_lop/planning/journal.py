@@ -2,12 +2,15 @@
 
 The first line of a file names the settings under which its entries were made; every further line is an entry. A journal of
 a search is a folder with one such file per process, whose entries are evaluations: `{"target": 0.3, "widths": [...],
-"reward": -0.12}`. Widths `[L]` are the quantised ratios of a candidate, and so its key.
+"reward": -0.12}`. Widths `[L]` are the quantised ratios of a candidate, and so its key. Every line ends with a checksum of
+the rest of it, since a number of which one digit is another looks like any other.
 """
 
 import json
 import math
 import os
+import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -19,6 +22,44 @@ from hf_lop.errors import InvalidInputError
 
 Entry = TypeVar("Entry")
 AGAIN = "Delete it: what it held is measured again."
+SEAL = re.compile(rb', "check": "([0-9a-f]{8})"\}\Z')
+
+
+def sealed(entry: Mapping[str, Any]) -> bytes:
+    """Return a JSON object as one line, with a checksum as its last value.
+
+    Args:
+        entry (`Mapping`): JSON types; not empty.
+    """
+    text = json.dumps(entry, allow_nan=False).encode()
+    return text[:-1] + b', "check": "%08x"}' % zlib.crc32(text)
+
+
+def unsealed(line: bytes, *, strict: bool = True) -> dict[str, Any]:
+    """Return the JSON object of a line that [`sealed`] made.
+
+    Args:
+        line (`bytes`): it.
+        strict (`bool`): refuse one without a checksum, as versions up to 0.2.0 wrote.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    if found := SEAL.search(line):
+        line = line[: found.start()] + b"}"
+        if int(found[1], 16) != zlib.crc32(line):
+            raise ValueError("its checksum is that of another line")
+    elif strict:
+        raise ValueError("it has no checksum")
+    try:
+        entry = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("it is nested without end") from error
+    if not isinstance(entry, dict):
+        raise ValueError("it is no JSON object")
+    if "check" in entry:
+        raise ValueError("its checksum is not at its end")
+    return entry
 
 
 def open_entries(path: Path, header: Mapping[str, Any]) -> BinaryIO:
@@ -67,7 +108,7 @@ def _lock(file: BinaryIO, path: Path) -> None:
 
 def add_entry(file: BinaryIO, entry: Mapping[str, Any]) -> None:
     """Add a line; it survives whatever happens to the process after this call."""
-    file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
+    file.write(sealed(entry) + b"\n")
     file.flush()
     os.fsync(file.fileno())
 
@@ -91,16 +132,17 @@ def read_entries(
         InvalidInputError: if the settings differ (the message says which), or a line is damaged.
     """
     *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    strict = any(SEAL.search(line) for line in lines)  # else it is of an older version
     for number, line in enumerate(lines, start=1):
         try:
-            entry = dict(json.loads(line))
+            entry = unsealed(line, strict=strict)
             if number > 1:
                 parsed = parse(entry)
             else:
                 written = settings_of(entry)
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise InvalidInputError(
-                f"Line {number} of {path} is no entry of a journal ({error!r}). Delete that line, or start a new folder."
+                f"Line {number} of {path} is no entry of a journal ({_cause(error)}). Delete that line, or start a new folder."
             ) from error
         if number > 1:
             yield parsed
@@ -119,6 +161,8 @@ def check_settings(path: Path, written: Mapping[str, Any], settings: Mapping[str
     Raises:
         InvalidInputError: if one differs; the message names all that do, with both values.
     """
+    if not isinstance(written, Mapping):
+        raise InvalidInputError(f"{path} names no settings but {str(written)[:200]!r}. {AGAIN}")
     wanted = json.loads(_canonical(settings))
     absent = object()
     differences = [
@@ -128,7 +172,7 @@ def check_settings(path: Path, written: Mapping[str, Any], settings: Mapping[str
     ]
     if differences:
         raise InvalidInputError(
-            f"{path} was written under other settings: {'; '.join(differences)}. Use the same settings to resume, or another "
+            f"{path} was written under other settings: {'; '.join(differences)[:2000]}. Use the same settings to resume, or another "
             "folder to start anew."
         )
 
@@ -234,18 +278,15 @@ def _evaluation(entry: dict[str, Any]) -> Evaluation:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a file of a journal that holds one JSON object.
+    """Read a file of a journal that holds one JSON object, as [`sealed`] made it.
 
     Raises:
         InvalidInputError: if it is torn or damaged.
     """
     try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InvalidInputError(f"{path} is no file of a journal ({error!r}). {AGAIN}") from error
-    if not isinstance(found, dict):
-        raise InvalidInputError(f"{path} is no file of a journal: it holds no JSON object. {AGAIN}")
-    return found
+        return unsealed(path.read_bytes(), strict=False)
+    except ValueError as error:
+        raise InvalidInputError(f"{path} is no file of a journal ({_cause(error)}). {AGAIN}") from error
 
 
 def merge_journals(folder: str | Path, settings: Mapping[str, Any] | None = None) -> list[Evaluation]:
@@ -277,4 +318,8 @@ def _canonical(settings: Mapping[str, Any]) -> str:
 
 
 def _show(settings: Mapping[str, Any], name: str) -> str:
-    return json.dumps(settings[name]) if name in settings else "absent"
+    return json.dumps(settings[name])[:200] if name in settings else "absent"
+
+
+def _cause(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:300]}"

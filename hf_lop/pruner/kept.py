@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from hf_lop.errors import InvalidInputError
 from hf_lop.files import write_whole
 from hf_lop.learning.processes import launched
-from hf_lop.planning.journal import AGAIN, Journal, check_settings, read_json
+from hf_lop.planning.journal import AGAIN, Journal, check_settings, read_json, sealed
 
 
 class Run:
@@ -44,8 +45,10 @@ class Run:
             path = None if self.folder is None else self.folder / "seconds.json"
             if path is not None and path.is_file():
                 known = read_json(path)
+                if not all(type(value) in (int, float) and 0 <= value < math.inf for value in known.values()):
+                    raise InvalidInputError(f"{path} holds {str(known)[:200]}; seconds by phase belong there. {AGAIN}")
             if path is not None and name not in known:
-                write_whole(path, json.dumps({**known, name: spent}).encode())
+                write_whole(path, sealed({**known, name: spent}))
             return known.get(name, spent)
 
         self.seconds[name] = self.processes.from_main(first)
@@ -79,7 +82,7 @@ class Run:
         if found is None:
             found = measure()
             if self.processes.main:
-                write_whole(path, json.dumps({"settings": wanted, "damage": found.tolist()}).encode())
+                write_whole(path, sealed({"settings": wanted, "damage": found.tolist()}))
         return found
 
     def search(

@@ -92,6 +92,8 @@ def run_fitted(file: str, world: World, damage: bytes, folder: Path) -> None:
     shutil.copytree(kept, folder / "journal")
     (folder / "journal" / file).write_bytes(damage)
     found = fit(world, folder / "journal")
+    if file != LINES and b'"check"' not in damage:
+        return  # as an older version wrote it: nobody can tell its numbers from others
     configs = [json.loads(pruner.config.to_json_string()) for pruner in (found, right)]
     seconds = [config["calibration"].pop("seconds") for config in configs]
     if configs[0] != configs[1]:

@@ -1,6 +1,5 @@
 """Writing a folder over several runs: a later one goes on where an earlier one was killed."""
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from hf_lop.hub.write.whole import Partial, sync_all
+from hf_lop.planning.journal import sealed, unsealed
 
 LOT = 2**28  # bytes that are written between two notes
 
@@ -134,8 +134,8 @@ class Staging(Partial):
         """Note a step that is safely on disk, or as `unsafe` one that is only with the system yet."""
         self._noted[step] = size
         entry = {"step": step, "bytes": size, **({"boot": BOOT} if unsafe else {}), **more}
-        with self._journal.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry) + "\n")
+        with self._journal.open("ab") as stream:
+            stream.write(sealed(entry) + b"\n")
             stream.flush()
             if not unsafe:
                 os.fsync(stream.fileno())
@@ -150,7 +150,7 @@ class Staging(Partial):
             return noted
         for line in lines[:-1]:  # a last line without end was cut off
             try:
-                entry = json.loads(line)
+                entry = unsealed(line)  # a note with another number than was written would pass over bytes
                 step, size, job, boot = entry["step"], int(entry["bytes"]), entry.get("job"), entry.get("boot", BOOT)
             except (ValueError, KeyError, TypeError):
                 break
