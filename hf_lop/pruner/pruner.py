@@ -16,7 +16,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.hub.elastic.write import PRUNER, keep_pruner
-from hf_lop.hub.read.load import check_loaded, check_numbers_of, check_safetensors, read_config
+from hf_lop.hub.read.load import check_dtypes, check_loaded, check_numbers_of, check_safetensors, read_config
 from hf_lop.hub.read.names import origin
 from hf_lop.hub.save.extras import save_pruner_extras, stale_weights
 from hf_lop.hub.write.push import push_folder
@@ -536,7 +536,7 @@ class LOPPruner(PreTrainedModel):
         if isinstance(getattr(config, "elastic_config", None), dict):
             kwargs["subfolder"] = hub["subfolder"] = PRUNER
             config = read_config(name, **hub)
-        check_safetensors(Path(name) / hub.get("subfolder", ""))
+        dtypes = check_safetensors(Path(name) / hub.get("subfolder", ""))
         if config.model_type != "lop":
             raise CheckpointMismatchError(
                 f"{name} holds a model of type {config.model_type!r}, not a pruner ('lop'). Pass the id of a pruner repository."
@@ -550,7 +550,8 @@ class LOPPruner(PreTrainedModel):
             raise CheckpointMismatchError(f"{name}: a weight file is damaged ({error}). Download it again.") from error
         except OSError as error:  # its config was found
             raise CheckpointMismatchError(f"{name} has no model.safetensors that can be read: {error}") from error
-        check_loaded(str(name), loaded[1])
+        check_loaded(str(name), loaded[1], whole=True)
+        check_dtypes(str(name), loaded[0], dtypes)
         check_numbers_of(str(name), loaded[0])
         return loaded if wants_info else loaded[0]
 

@@ -29,6 +29,7 @@ from hf_lop.units.configs import (
     check_depth,
     check_format,
     check_marks,
+    check_unpruned,
     enable_fields,
     forget_lists,
     layer_counts,
@@ -194,6 +195,7 @@ def _enable_own(config_cls: type, config_dict: dict[str, Any]) -> bool:
         if field != own:
             check_counts(counts, _stored_depth(config_cls, config_dict, len(counts)), field)
         elif vars(config_cls).get("_lop_enabled"):
+            check_unpruned(config_dict, counts)
             check_counts(counts, _stored_depth(config_cls, config_dict, len(counts)), WIDTH)
     return bool(lists)
 

@@ -15,7 +15,8 @@ from tests.fuzz.mutate import damaged, mutated, text_of
 from tests.fuzz.target import Target, Wrong
 from tests.fuzz.world import World, linked, logits
 
-FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+KNOWN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+KNOWN |= {"U16": torch.uint16, "I16": torch.int16, "U8": torch.uint8}  # what a pruner holds besides
 
 
 def split(file: Path) -> tuple[bytes, bytes]:
@@ -50,6 +51,8 @@ def make(source: str, world: World, rng: random.Random) -> bytes:
 
 
 def folder_of(source: str, world: World) -> Path:
+    if source == "pruner":
+        return world.pruner()
     if source == "pruned":
         return world.pruned("gated").folder
     world.dense()
@@ -63,10 +66,10 @@ def as_written(file: Path) -> dict[str, torch.Tensor]:
     found = {}
     for name, entry in entries.items():
         if name != "__metadata__":
-            if entry["dtype"] not in FLOATS:
+            if entry["dtype"] not in KNOWN:
                 raise Wrong(f"{name} is {entry['dtype']}, and was taken for numbers")
             start, end = entry["data_offsets"]
-            found[name] = torch.frombuffer(bytearray(body[start:end]), dtype=FLOATS[entry["dtype"]]).reshape(entry["shape"])
+            found[name] = torch.frombuffer(bytearray(body[start:end]), dtype=KNOWN[entry["dtype"]]).reshape(entry["shape"])
     return found
 
 
@@ -96,7 +99,25 @@ def run_dense(world: World, damage: bytes, folder: Path) -> None:
         raise Wrong(f"logits differ by {(found - expected).abs().max()} from pruning in memory")
 
 
+def run_pruner(world: World, damage: bytes, folder: Path) -> None:
+    _, body = split(world.pruner() / "model.safetensors")
+    linked(world.pruner(), folder / "a", model_safetensors=damage + body)
+    found = LOPPruner.from_pretrained(folder / "a")
+    found.plan(0.4)
+    found.order()
+    if not all(torch.equal(found.state_dict()[name], value) for name, value in right_pruner(world).items()):
+        written = as_written(folder / "a" / "model.safetensors")
+        for name, value in found.state_dict().items():
+            if not torch.equal(value, written[name].to(value.dtype)):
+                raise Wrong(f"{name} is not what the file holds")
+
+
+def right_pruner(world: World) -> dict[str, torch.Tensor]:
+    return world.once("loaded pruner", lambda: LOPPruner.from_pretrained(world.pruner())).state_dict()
+
+
 TARGETS = [
+    Target("header-pruner", partial(make, "pruner"), run_pruner),
     Target("header-pruned", partial(make, "pruned"), run_pruned),
     Target("header-streamed", partial(make, "dense"), run_dense),
 ]

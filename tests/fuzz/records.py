@@ -21,7 +21,7 @@ RATIO = 0.4
 def odd_words(rng: random.Random, made: dict[str, Any]) -> None:
     """Put something into a line of the card."""
     key = rng.choice(sorted(made))
-    made[key] = rng.choice([HTML, LINK, f"`{HTML}`", f"org/{HTML}", "org/a) [x](http://evil.example", {HTML: LINK}, [HTML], f"a\n# b\n{HTML}"])
+    made[key] = rng.choice([HTML, LINK, f"`{HTML}`", f"org/{HTML}", "org/a) [x](http://evil.example", {HTML: LINK}, [HTML], f"a\n# b\n{HTML}", f"a\n```\n{HTML}"])
 
 
 def make_record(world: World, rng: random.Random) -> bytes:

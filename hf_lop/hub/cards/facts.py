@@ -115,7 +115,7 @@ def cell(value: Any) -> str:
     """Put any value into one cell of a Markdown table."""
     if isinstance(value, Mapping):
         value = ", ".join(f"{key}: {item}" for key, item in value.items())
-    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(")
 
 
 def calibration_rows(facts: Mapping[str, Any] | None) -> list[tuple[str, str]]:

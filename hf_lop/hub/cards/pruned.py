@@ -9,6 +9,7 @@ from hf_lop.errors import InvalidInputError
 from hf_lop.hub.cards.facts import (
     PIPELINES,
     calibration_rows,
+    cell,
     linked,
     loading,
     metadata,
@@ -79,6 +80,7 @@ def pruned_model_card(
         flops, dense_flops = made["flops"], made["dense_flops"]
         sizes.insert(2, ("FLOPs of the text decoder per token", si(dense_flops), si(flops), flops / dense_flops))
     estimate = made.get("estimated_divergence")
+    version = made.get("hf_lop_version")
     method = (config.get("quantization_config") or {}).get("quant_method")
     saved_by = f"quantisation ({quoted(method)})" if method else "another dtype"
     provenance = {
@@ -132,6 +134,6 @@ def pruned_model_card(
         provenance=[
             *provenance.items(),
             *calibration_rows(made.get("calibration")),
-            *([("pruned with", f"hf_lop {version}")] if (version := made.get("hf_lop_version")) else []),
+            *([("pruned with", f"hf_lop {cell(version)}")] if version else []),
         ],
     )

@@ -35,6 +35,7 @@ def pruner_card(
         `ModelCard`: valid metadata and Markdown.
     """
     base = config.base_model
+    code = base if base and base.isprintable() else "path/to/base"  # a line of its own would end the block of code
     dataset = str((config.calibration or {}).get("dataset"))
     return render(
         "pruner.md.jinja",
@@ -48,8 +49,8 @@ def pruner_card(
         ),
         name,
         base_name=linked(base, None) or f"a {quoted(config.base_model_type)} model",
-        base_code=json.dumps(base or "path/to/base"),
-        base_shell=shlex.quote(base or "path/to/base"),
+        base_code=json.dumps(code),
+        base_shell=shlex.quote(code),
         benchmark=(
             "lop-paper  # MMBench, MME, MMMU and POPE" if _reads_images(config.base_model_type) else "hellaswag"
         ),

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -24,29 +26,71 @@ from transformers.utils.hub import cached_file
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError, LOPError, UnsupportedModelError
 from hf_lop.units.configs import check_depth
 
+# What transformers raises, among others, where a config holds what it did not expect.
+ODD = (
+    *(StrictDataclassError, LookupError, ValueError, AssertionError, ArithmeticError, AttributeError, RuntimeError),
+    TypeError,
+)
 
-def check_safetensors(folder: Path) -> None:
+
+def check_safetensors(folder: Path) -> dict[str, str]:
     """Check that every safetensors file in a folder is as long as its header says.
+
+    Returns:
+        `dict[str, str]`: the dtype of every tensor, such as "BF16".
 
     Raises:
         CheckpointMismatchError: if a file is truncated or its header is damaged.
     """
+    dtypes: dict[str, str] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
-            with safe_open(path, framework="np"):
-                pass  # opening reads the header and compares it with the file's length
+            with safe_open(path, framework="np") as file:  # reads the header and compares it with the file's length
+                dtypes |= {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise CheckpointMismatchError(
-                f"{path.name} in {folder} is truncated or damaged ({error}). Download or copy it again."
+                f"{path.name} in {folder} is truncated or damaged ({str(error)[:300]}). Download or copy it again."
             ) from error
+    return dtypes
 
 
-def check_loaded(name: str, info: dict[str, Any]) -> None:
-    """Check that a checkpoint gave every weight of the model it was loaded into.
+def check_dtypes(name: str, model: PreTrainedModel, dtypes: Mapping[str, str]) -> None:
+    """Check that numbers were not read from integers or truth values, which loaders cast without a word; nor the reverse.
+
+    Args:
+        name (`str`): of the checkpoint.
+        model (`PreTrainedModel`): what was loaded from it; what a quantiser packed is left to it.
+        dtypes (`Mapping[str, str]`): of the stored tensors, where they are known.
 
     Raises:
-        CheckpointMismatchError: if a weight was missing or of another shape, so it would be random.
+        CheckpointMismatchError: if a tensor is of the other kind.
     """
+    if getattr(model.config, "quantization_config", None) is not None:
+        return
+    for key, tensor in model.state_dict().items():
+        if (stored := dtypes.get(key)) and tensor.is_floating_point() != ("F" in stored):
+            raise CheckpointMismatchError(
+                f"{name}: {key} is stored as {stored}, and the model holds it as {tensor.dtype}. The file is damaged, or of a "
+                "quantised model whose config does not say so: take both from the same commit."
+            )
+
+
+def check_loaded(name: str, info: dict[str, Any], *, whole: bool = False) -> None:
+    """Check that a checkpoint gave every weight of the model it was loaded into.
+
+    Args:
+        name (`str`): of the checkpoint.
+        info (`dict`): what transformers says of its keys.
+        whole (`bool`): refuse what the model has no place for, as well.
+
+    Raises:
+        CheckpointMismatchError: if a weight was missing or of another shape, so it would be random; or, with `whole`, left over.
+    """
+    if whole and (left := sorted(map(str, info.get("unexpected_keys") or ()))):
+        raise CheckpointMismatchError(
+            f"{name}: its config leaves {len(left)} stored tensors out, first {left[0][:200]}. The config does not fit the "
+            "checkpoint: take both from the same commit."
+        )
     for kind in ("missing_keys", "mismatched_keys"):
         if keys := sorted(map(str, info.get(kind) or ())):
             raise CheckpointMismatchError(
@@ -91,7 +135,7 @@ def read_config(name: str | Path, **hub: Any) -> PreTrainedConfig:
                 "transformers itself can build are pruned."
             ) from error
         raise InvalidInputError(f"{name} cannot be read as a model: {error} Pass a folder or a Hub id.") from error
-    except (StrictDataclassError, TypeError, AttributeError, RecursionError, KeyError, ArithmeticError) as error:
+    except ODD as error:
         raise CheckpointMismatchError(
             f"The config.json of {name} is damaged: {str(error)[:500]} Take it from the repository again."
         ) from error
@@ -108,13 +152,14 @@ def model_class(config: Any) -> Any:
             own code.
     """
     auto = auto_class(config)
-    named = (getattr(config, "architectures", None) or [None])[0]
+    names = getattr(config, "architectures", None) or [None]
+    named = names[0] if isinstance(names, list | tuple) else names
     if named is None:
         return _get_model_class(config, auto._model_mapping)
     found = getattr(transformers, str(named), None)
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise UnsupportedModelError(
-            f"Its config names the architecture {named!r}, which transformers has not: code of its own, or a newer "
+            f"Its config names the architecture {str(named)[:200]!r}, which transformers has not: code of its own, or a newer "
             "transformers. hf_lop prunes models that transformers itself can build, since nobody could load the others."
         )
     return found
@@ -162,7 +207,7 @@ def load_model(name: str | Path, *, config: PreTrainedConfig | None = None, **kw
         CheckpointMismatchError: if weights are missing, damaged, or do not fit the config.
         UnsupportedModelError: if the model does not generate text.
     """
-    check_safetensors(Path(name))
+    dtypes = check_safetensors(Path(name))
     if config is None:
         hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
         config = read_config(name, **hub)
@@ -172,9 +217,34 @@ def load_model(name: str | Path, *, config: PreTrainedConfig | None = None, **kw
         model, info = model_class(config).from_pretrained(name, output_loading_info=True, **options)
     except SafetensorError as error:
         raise CheckpointMismatchError(f"{name}: a weight file is damaged ({error}). Download it again.") from error
+    except (LOPError, torch.OutOfMemoryError):
+        raise
+    except ODD as error:
+        raise CheckpointMismatchError(
+            f"{name}: no model can be built from its configs ({type(error).__name__}: {str(error)[:300]}). Take them from the "
+            "repository again, or look at the arguments."
+        ) from error
     check_loaded(str(name), info)
+    check_layers(str(name), model, info)
+    check_dtypes(str(name), model, dtypes)
     loaded: PreTrainedModel = model.eval()
     return loaded
+
+
+def check_layers(name: str, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
+    """Check that a model has all layers that its checkpoint has.
+
+    Raises:
+        CheckpointMismatchError: if one is left over: the config names fewer, and what is computed without it is wrong.
+    """
+    lists = {key for key, part in model.named_modules() if isinstance(part, nn.ModuleList)}
+    for key in sorted(map(str, info.get("unexpected_keys") or ())):
+        path = key.split(".")
+        if any(part.isdecimal() and ".".join(path[:at]) in lists for at, part in enumerate(path)):
+            raise CheckpointMismatchError(
+                f"{name}: the checkpoint has {key}, a part of a layer that its config leaves out. The config does not fit the "
+                "checkpoint: take both from the same commit."
+            )
 
 
 def load_processor(name: str | Path, **kwargs: Any) -> Any:

@@ -17,10 +17,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from hf_lop.errors import CheckpointMismatchError, LOPError, UnsupportedModelError
 from hf_lop.hub.read.checkpoint import Shards
-from hf_lop.hub.read.load import check_loaded, model_class
-
-# What transformers raises, among others, where a config holds what it did not expect.
-_ODD = (LookupError, ValueError, AssertionError, ArithmeticError, AttributeError, RuntimeError, TypeError)
+from hf_lop.hub.read.load import ODD, check_dtypes, check_layers, check_loaded, model_class
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +75,8 @@ def load_skeleton(name: str | Path, config: PreTrainedConfig, shards: Shards, **
             ignore_mismatched_sizes=True,  # check_loaded refuses them, and says why
         )
         check_loaded(str(name), info)
+        check_layers(str(name), model, info)
+        check_dtypes(str(name), model, {key: place.dtype for key, place in shards.places.items()})
         model.name_or_path = model.config.name_or_path = str(name)
         if model.can_generate() and hasattr(model, "adjust_generation_fn"):
             options = {"cache_dir": None, "force_download": False, "proxies": None, "subfolder": "", "token": None}
@@ -85,7 +84,7 @@ def load_skeleton(name: str | Path, config: PreTrainedConfig, shards: Shards, **
             model.adjust_generation_fn(None, True, None, str(name), **(options | hub))
     except LOPError:
         raise
-    except _ODD as error:
+    except ODD as error:
         raise CheckpointMismatchError(
             f"{name}: no model can be built from its configs ({type(error).__name__}: {str(error)[:300]}). Take them from the "
             "repository again."
