@@ -71,7 +71,7 @@ def unit_importance(
         `list[torch.Tensor]`: one `[n] float32` per layer on the CPU; higher is more important.
 
     Raises:
-        InvalidInputError: if the criterion is unknown, or its statistics are missing.
+        InvalidInputError: if the criterion is unknown, its statistics are missing, or a score is not finite.
     """
     if criterion not in CRITERIA:
         raise InvalidInputError(f"criterion is {criterion!r}; choose one of {', '.join(CRITERIA)}.")
@@ -87,6 +87,11 @@ def unit_importance(
         nothing = torch.empty(0)
         measured = statistics[layer] if statistics is not None else Statistics(nothing, nothing, nothing, nothing)
         score = chosen.score(weight, measured).float()
+        if not score.isfinite().all():
+            raise InvalidInputError(
+                f"The criterion {criterion!r} gives layer {layer} scores that are not finite, by which nothing can be ordered. Look "
+                f"for NaN or infinity in {unit.output.module} and in the statistics."
+            )
         scores.append(score if unit.block == 1 else score.view(unit.count, unit.block).sum(1))
     return scores
 

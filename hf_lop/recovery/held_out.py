@@ -1,5 +1,6 @@
 """Whether a recovery helps: judged on batches that it is not fitted to, against the dense model's answers."""
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_lop.learning.decoder.batches import Tokens, check_any
+from hf_lop.learning.decoder.batches import Tokens, check_any, check_numbers
 from hf_lop.learning.decoder.replay import record_batches
 from hf_lop.learning.divergence import DenseTop
 from hf_lop.learning.statistics import evaluating
@@ -50,9 +51,16 @@ class HeldOut:
     """
 
     def __init__(self, model: nn.Module, batches: Batches) -> None:
-        """Run the dense model on batches of model inputs."""
+        """Run the dense model on batches of model inputs.
+
+        Raises:
+            InvalidInputError: if its answers are no numbers, by which nothing can be judged.
+        """
         self._recorded = record_batches(model, batches)
-        self._dense = [DenseTop.of(log_p) for log_p in self._log_q(model)]
+        answers = self._log_q(model)
+        for number, log_p in enumerate(answers):
+            check_numbers(log_p[:, 0].nan_to_num(math.nan, 0, 0), "Held-out", number, "predictions")
+        self._dense = [DenseTop.of(log_p) for log_p in answers]
 
     def divergence(self, model: nn.Module) -> float:
         """Return KL(dense || model), the mean over all predictions, in nats."""

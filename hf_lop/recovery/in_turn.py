@@ -122,6 +122,8 @@ def _ranks(dense: _Half, stream: _Stream) -> list[int]:
         raise UnsupportedModelError(f"The decoder of {model} does not run once, behind a door of its own. {_INSTEAD}")
     run = partial(stream.door.run, dense.model)
     result, outputs = dense.runs.record(run)
+    if not result.isfinite().any():  # of padding, some models make NaN
+        check_numbers(result, "Recovery", 0, "predictions")
     if not dense.runs.skips_exactly(run, result, outputs) or dense.runs.rank != sorted(dense.runs.rank):
         raise UnsupportedModelError(f"The layers of {model} cannot be run one by one. {_INSTEAD}")
     return dense.runs.rank

@@ -35,6 +35,10 @@ def stored_field(config_cls: type) -> str:
 # -- Checks ------------------------------------------------------------------------------------------------------------
 
 
+def _short(value: Any) -> str:
+    return repr(value)[:200]
+
+
 def check_format(made: Any) -> None:
     """Check the format that a `pruning_config` or the config of a pruner names.
 
@@ -47,9 +51,9 @@ def check_format(made: Any) -> None:
     number = made.get("format", 0) if isinstance(made, dict) else 0
     if type(number) is not int or not 0 <= number <= FORMAT:
         version = made.get("hf_lop_version")
-        wanted = f"hf_lop >= {version}" if isinstance(version, str) else "a newer hf_lop"
+        wanted = f"hf_lop >= {version[:40]}" if isinstance(version, str) else "a newer hf_lop"
         raise CheckpointMismatchError(
-            f"The config.json has format {number!r}; this code knows formats 0 to {FORMAT}. It needs {wanted}: update hf_lop, "
+            f"The config.json has format {_short(number)}; this code knows formats 0 to {FORMAT}. It needs {wanted}: update hf_lop, "
             "or, with trust_remote_code=True, take modeling_lop.py from the repository again."
         )
 
@@ -75,13 +79,13 @@ def check_counts(counts: Sequence[Any], num_layers: int | None, field: str = WID
     check_depth(len(counts))
     if num_layers is not None and len(counts) != num_layers:
         raise CheckpointMismatchError(
-            f"{field} has {len(counts)} entries for {num_layers} decoder layers; it needs one per layer. "
+            f"{field[:200]} has {len(counts)} entries for {num_layers} decoder layers; it needs one per layer. "
             "The config.json is damaged: take it from the repository again."
         )
     for layer, count in enumerate(counts):
         if type(count) is not int or not 1 <= count <= WIDEST:
             raise CheckpointMismatchError(
-                f"{field}[{layer}] is {count!r}; each width must be an integer from 1 to {WIDEST}. "
+                f"{field[:200]}[{layer}] is {_short(count)}; each width must be an integer from 1 to {WIDEST}. "
                 "The config.json is damaged: take it from the repository again."
             )
 
@@ -128,7 +132,7 @@ def check_unpruned(config_dict: dict[str, Any], counts: Sequence[Any]) -> None:
     widest = max((count for count in counts if type(count) is int), default=1)
     if dense is not None and (type(dense) is not int or not widest <= dense <= WIDEST):
         raise CheckpointMismatchError(
-            f"{DENSE_WIDTH} is {str(dense)[:200]!r}; it must be an integer from {widest}, the widest layer, to {WIDEST}. "
+            f"{DENSE_WIDTH} is {_short(dense)}; it must be an integer from {widest}, the widest layer, to {WIDEST}. "
             "The config.json is damaged: take it from the repository again."
         )
 
@@ -139,17 +143,22 @@ def check_marks(marks: Any, kinds: Container[str]) -> None:
     Raises:
         CheckpointMismatchError: if an entry does not name a known unit and two positive numbers.
     """
-    for field, mark in marks.items() if isinstance(marks, dict) else ():
+    if not isinstance(marks, dict):
+        raise CheckpointMismatchError(
+            f"{UNITS} is {_short(marks)}; it must say by field which unit it counts. The config.json is damaged: take it from the "
+            "repository again."
+        )
+    for field, mark in marks.items():
         values = mark if isinstance(mark, dict) else {}
         numbers = [values.get(key) for key in ("per", "unpruned")]
         if not all(type(number) is int and 1 <= number <= WIDEST for number in numbers):
             raise CheckpointMismatchError(
-                f'{UNITS}[{field!r}] is {mark!r}; it must be {{"unit": name, "per": integer, "unpruned": integer}}. '
+                f'{UNITS}[{_short(field)}] is {_short(mark)}; it must be {{"unit": name, "per": integer, "unpruned": integer}}. '
                 "The config.json is damaged: take it from the repository again."
             )
-        if values.get("unit") not in kinds:
+        if not isinstance(values.get("unit"), str) or values.get("unit") not in kinds:
             raise CheckpointMismatchError(
-                f"{UNITS}[{field!r}] counts the unit {values.get('unit')!r}, which this version of hf_lop does not know. "
+                f"{UNITS}[{_short(field)}] counts the unit {_short(values.get('unit'))}, which this version of hf_lop does not know. "
                 "Update hf_lop."
             )
 

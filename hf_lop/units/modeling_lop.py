@@ -175,7 +175,8 @@ def enable_for(config_cls: type, config_dict: dict[str, Any]) -> bool:
     for key, sub in getattr(config_cls, "sub_configs", {}).items():
         if isinstance(value := config_dict.get(key), dict):
             if not (inspect.isclass(sub) and issubclass(sub, PreTrainedConfig)):  # AutoConfig: the dict says which
-                sub = CONFIG_MAPPING[value["model_type"]] if value.get("model_type") in CONFIG_MAPPING else None
+                kind = value.get("model_type")
+                sub = CONFIG_MAPPING[kind] if isinstance(kind, str) and kind in CONFIG_MAPPING else None
             if sub is not None and enable_for(sub, value):
                 enable_models(config_cls)
                 found = True
@@ -184,7 +185,8 @@ def enable_for(config_cls: type, config_dict: dict[str, Any]) -> bool:
 
 def _enable_own(config_cls: type, config_dict: dict[str, Any]) -> bool:
     """Enable one config class for the lists at the top of `config_dict`; return whether there was one."""
-    marks = config_dict.get(UNITS) or {}
+    marks = config_dict.get(UNITS)
+    marks = {} if marks is None else marks
     check_marks(marks, KINDS)
     own = stored_field(config_cls)
     values = {**{field: config_dict.get(field) for field in marks}, own: config_dict.get(own, config_dict.get(WIDTH))}

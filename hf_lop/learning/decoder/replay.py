@@ -130,13 +130,25 @@ def predictions(batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: where `[B, T] bool`, and the targets `[B, T] int64`, -100 where unknown.
+
+    Raises:
+        InvalidInputError: if it has neither, or labels that are no integers.
     """
     encoder_decoder = "decoder_input_ids" in batch
     labels, ids = batch.get("labels"), batch.get("decoder_input_ids" if encoder_decoder else "input_ids")
     if ids is None and (embeds := batch.get("inputs_embeds")) is not None:  # which tokens these are nobody knows
         ids = torch.full(embeds.shape[:2], IGNORED, device=embeds.device)
+    ids = labels if ids is None else ids
     if ids is None:
-        raise InvalidInputError(f"A batch needs input_ids or inputs_embeds; this one has {sorted(batch)}.")
+        raise InvalidInputError(
+            f"A batch needs input_ids or inputs_embeds; this one has {sorted(batch)}, which do not tell what is to be predicted. Add "
+            "them, or labels (-100 outside of the answers)."
+        )
+    if labels is not None and (labels.is_floating_point() or labels.shape[:2] != ids.shape[:2]):
+        raise InvalidInputError(
+            f"labels are {list(labels.shape)} {labels.dtype}; they must be integers, token ids or -100, one for each of the "
+            f"{list(ids.shape)} tokens."
+        )
     if labels is not None and encoder_decoder:
         return labels != IGNORED, labels
     real = torch.ones_like(ids, dtype=torch.bool)
@@ -152,6 +164,8 @@ def nearly_equal(replayed: torch.Tensor, dense: torch.Tensor) -> bool:
     if replayed.shape != dense.shape or not len(dense):
         return False
     finite = dense[dense.isfinite()].abs()
+    if not len(finite):
+        return False
     tolerance = 2e-5 if dense.dtype in (torch.float32, torch.float64) else 2e-2
     return bool(torch.allclose(replayed.float(), dense.float(), rtol=0, atol=tolerance * float(finite.max())))
 
