@@ -39,10 +39,11 @@ class Blank:
 
 @contextlib.contextmanager
 def quick() -> Iterator[None]:
-    """Within it nothing is drawn, and predictors train for a few epochs."""
+    """Within it nothing is drawn, predictors train for a few epochs, and the disk is not waited for."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("plot_widths", "plot_plans", "plot_estimate"):
             patch.setattr(extras, name, lambda *_, **__: Blank())
+        patch.setattr(os, "fsync", lambda _: None)
         patch.setattr(fitting, "train_predictor", partial(fitting.train_predictor, epochs=2))
         yield
 

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.models.auto.auto_factory import _get_model_class
 from transformers.utils.hub import cached_file
 
-from hf_lop.errors import CheckpointMismatchError, InvalidInputError, LOPError, UnsupportedModelError
+from hf_lop.errors import CheckpointMismatchError, InvalidInputError, LOPError, MissingDependencyError, UnsupportedModelError
 from hf_lop.units.configs import check_depth
 
 # What transformers raises, among others, where a config holds what it did not expect.
@@ -134,7 +134,7 @@ def read_config(name: str | Path, **hub: Any) -> PreTrainedConfig:
                 f"{name} has code of its own, which hf_lop does not run: nobody could load a pruned model of it. Only models that "
                 "transformers itself can build are pruned."
             ) from error
-        raise InvalidInputError(f"{name} cannot be read as a model: {error} Pass a folder or a Hub id.") from error
+        raise InvalidInputError(f"{name} cannot be read as a model: {str(error)[:500]} Pass a folder or a Hub id.") from error
     except ODD as error:
         raise CheckpointMismatchError(
             f"The config.json of {name} is damaged: {str(error)[:500]} Take it from the repository again."
@@ -205,6 +205,7 @@ def load_model(name: str | Path, *, config: PreTrainedConfig | None = None, **kw
     Raises:
         InvalidInputError: if there is no such model.
         CheckpointMismatchError: if weights are missing, damaged, or do not fit the config.
+        MissingDependencyError: if the config names a quantiser whose package is not installed.
         UnsupportedModelError: if the model does not generate text.
     """
     dtypes = check_safetensors(Path(name))
@@ -219,6 +220,8 @@ def load_model(name: str | Path, *, config: PreTrainedConfig | None = None, **kw
         raise CheckpointMismatchError(f"{name}: a weight file is damaged ({error}). Download it again.") from error
     except (LOPError, torch.OutOfMemoryError):
         raise
+    except ImportError as error:
+        raise MissingDependencyError(f"{name} needs a package that is not installed: {str(error)[:500]}") from error
     except ODD as error:
         raise CheckpointMismatchError(
             f"{name}: no model can be built from its configs ({type(error).__name__}: {str(error)[:300]}). Take them from the "
