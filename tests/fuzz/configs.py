@@ -22,12 +22,31 @@ from tests.fuzz.target import Target, Wrong
 from tests.fuzz.world import WIDTHS, World, config_of, linked, logits
 
 KINDS = ("gated", "conv1d", "llava")
-OWN = ("unpruned_intermediate_size", "pruned_units", "pruning_config", "auto_map", "pruned_ffn_output_bias", "per_layer_config")
-HEAVY = (*OWN, "intermediate_size", "n_inner", "text_config", "num_hidden_layers", "n_layer", "architectures", "model_type")
+OWN = (
+    "unpruned_intermediate_size",
+    "pruned_units",
+    "pruning_config",
+    "auto_map",
+    "pruned_ffn_output_bias",
+    "per_layer_config",
+)
+HEAVY = (
+    *OWN,
+    "intermediate_size",
+    "n_inner",
+    "text_config",
+    "num_hidden_layers",
+    "n_layer",
+    "architectures",
+    "model_type",
+)
 MARK = {"unit": "neurons", "per": 1, "unpruned": 48}
 EXTRA: dict[str, list[Any]] = {
     "pruned_units": [
-        *({field: MARK} for field in ("intermediate_size", "n_inner", "num_attention_heads", "hidden_act", "x", "vocab_size")),
+        *(
+            {field: MARK}
+            for field in ("intermediate_size", "n_inner", "num_attention_heads", "hidden_act", "x", "vocab_size")
+        ),
         {"intermediate_size": {**MARK, "unit": "experts"}},
         {"intermediate_size": {**MARK, "per": 2}},
         {"intermediate_size": {**MARK, "per": 0}},
@@ -39,7 +58,14 @@ EXTRA: dict[str, list[Any]] = {
     "intermediate_size": [WIDTHS, WIDTHS[:2], WIDTHS * 2, [48] * 4, [1, 1, 1, 1], 48],
     "num_hidden_layers": [1, 2, 3, 5, 8, 10**6],
     "elastic_config": [{"order": "x"}, {}],
-    "architectures": [["LlamaModel"], ["LlamaForSequenceClassification"], ["GPT2LMHeadModel"], ["PreTrainedModel"], ["os"], []],
+    "architectures": [
+        ["LlamaModel"],
+        ["LlamaForSequenceClassification"],
+        ["GPT2LMHeadModel"],
+        ["PreTrainedModel"],
+        ["os"],
+        [],
+    ],
     "auto_map": [{"AutoConfig": "modeling_lop.GPT2Config"}, {"AutoModelForCausalLM": "x.y"}, {}],
     "quantization_config": [{"quant_method": "bitsandbytes", "load_in_4bit": True}, {"quant_method": "x"}, {}],
 }
@@ -63,9 +89,7 @@ def run(kind: str, read: Callable[[Path], PreTrainedModel], world: World, damage
     untouched(kind, world, damage)
 
 
-def as_stock(
-    kind: str, world: World, damage: bytes, folder: Path, said: dict[str, Any] | None = None
-) -> torch.Tensor:
+def as_stock(kind: str, world: World, damage: bytes, folder: Path, said: dict[str, Any] | None = None) -> torch.Tensor:
     """What a mutation means to transformers itself: logits of a dense model whose neurons are zeros where they were cut.
 
     Some keys may be left over or missing if transformers said so of the pruned model, too.
@@ -88,7 +112,7 @@ def as_stock(
         model, info = auto.from_pretrained(folder, output_loading_info=True, trust_remote_code=False)
     except Exception as error:
         raise Wrong(f"read without a word; a dense model is not: {type(error).__name__} {str(error)[:100]}") from error
-    if said is None and incomplete(info) or said is not None and incomplete(info) != incomplete(said):
+    if incomplete(info) != (incomplete(said) if said else set()):
         raise Wrong("read without a word; a dense model with such a config lacks weights, or has some left")
     return _logits(model, pruned.inputs)
 
@@ -109,7 +133,8 @@ def untouched(kind: str, world: World, damage: bytes) -> None:
 
 def _logits(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     floats = {
-        key: value.to(model.dtype) if value.is_floating_point() else value for key, value in copy.deepcopy(inputs).items()
+        key: value.to(model.dtype) if value.is_floating_point() else value
+        for key, value in copy.deepcopy(inputs).items()
     }
     return logits(model.eval(), floats).float()
 
@@ -134,7 +159,9 @@ def plain(kind: str, world: World, damage: bytes, folder: Path) -> None:
     pruned = world.pruned(kind)
     auto = AutoModelForImageTextToText if kind == "llava" else AutoModelForCausalLM
     model, info = auto.from_pretrained(
-        linked(pruned.folder, folder / "mutated", config_json=damage), output_loading_info=True, trust_remote_code=False
+        linked(pruned.folder, folder / "mutated", config_json=damage),
+        output_loading_info=True,
+        trust_remote_code=False,
     )
     found = _logits(model, pruned.inputs)
     if not torch.equal(found, pruned.logits):

@@ -40,13 +40,19 @@ def make(source: str, world: World, rng: random.Random) -> bytes:
     elif change == 1:
         entries[one]["dtype"] = rng.choice(["F64", "F16", "BF16", "I32", "U32", "F8_E4M3", "BOOL", "C64", "F4", "X"])
     elif change == 2:
-        entries[one]["shape"] = rng.choice([entries[one]["shape"][::-1], [], [-1, -8], [*entries[one]["shape"], 1], [2**40, 2**40]])
+        entries[one]["shape"] = rng.choice(
+            [entries[one]["shape"][::-1], [], [-1, -8], [*entries[one]["shape"], 1], [2**40, 2**40]]
+        )
     elif change == 3:
         entries[one + rng.choice([".x", " ", "\u0000"])] = entries.pop(one)
     else:
         entries = mutated(rng, entries)
     text = text_of(entries)
-    length = len(text) if rng.random() < 0.9 else rng.choice([0, 1, len(text) - 1, len(text) + 1, 10**8 + 1, 2**63, 2**64 - 1])
+    length = (
+        len(text)
+        if rng.random() < 0.9
+        else rng.choice([0, 1, len(text) - 1, len(text) + 1, 10**8 + 1, 2**63, 2**64 - 1])
+    )
     return length.to_bytes(8, "little") + text
 
 
@@ -69,7 +75,9 @@ def as_written(file: Path) -> dict[str, torch.Tensor]:
             if entry["dtype"] not in KNOWN:
                 raise Wrong(f"{name} is {entry['dtype']}, and was taken for numbers")
             start, end = entry["data_offsets"]
-            found[name] = torch.frombuffer(bytearray(body[start:end]), dtype=KNOWN[entry["dtype"]]).reshape(entry["shape"])
+            found[name] = torch.frombuffer(bytearray(body[start:end]), dtype=KNOWN[entry["dtype"]]).reshape(
+                entry["shape"]
+            )
     return found
 
 

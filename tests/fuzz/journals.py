@@ -163,7 +163,9 @@ def run_streamed(world: World, damage: bytes, folder: Path) -> None:
     stream(world, folder / "x" / "out")
     found = contents(folder / "x" / "out")
     if found != right:
-        raise Wrong(f"other files or bytes: {[name for name in {*found, *right} if found.get(name) != right.get(name)]}")
+        raise Wrong(
+            f"other files or bytes: {[name for name in {*found, *right} if found.get(name) != right.get(name)]}"
+        )
 
 
 TARGETS = [

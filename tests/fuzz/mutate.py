@@ -11,7 +11,19 @@ HTML = "<script>alert(1)</script>"
 LINK = "[x](http://evil.example)"
 ODD: list[Any] = [
     *(None, True, False, 0, 1, -1, 2, 7, 48, 1.5, -0.5, 1e-320, 1e308, 2**31, 2**63, -(2**63), 10**40),
-    *(float("nan"), float("inf"), -float("inf"), "", "x", "7", "nan", "\u0000", "\ud800", "../../etc/passwd", "a" * 3000),
+    *(
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+        "",
+        "x",
+        "7",
+        "nan",
+        "\u0000",
+        "\ud800",
+        "../../etc/passwd",
+        "a" * 3000,
+    ),
     *(HTML, LINK, "a|b`c\n---\nlicense: mit", "{{ 7 * 7 }}", "llama", "float16", "lop"),
     *([], {}, [None], [[1]], [1, 2], [0] * 5000, {"x": 1}, {"0": {"intermediate_size": 8}}, DEEP),
 ]
@@ -29,7 +41,9 @@ def at(value: Any, path: Sequence[Any]) -> Any:
     return value
 
 
-def mutated(rng: random.Random, document: Any, heavy: Sequence[str] = (), extra: dict[str, list[Any]] | None = None) -> Any:
+def mutated(
+    rng: random.Random, document: Any, heavy: Sequence[str] = (), extra: dict[str, list[Any]] | None = None
+) -> Any:
     """A copy of a JSON document with one to three things changed.
 
     Args:
@@ -63,7 +77,9 @@ def damaged(rng: random.Random, content: bytes) -> bytes:
     return content
 
 
-def json_or_bytes(rng: random.Random, document: Any, heavy: Sequence[str] = (), extra: dict[str, list[Any]] | None = None) -> bytes:
+def json_or_bytes(
+    rng: random.Random, document: Any, heavy: Sequence[str] = (), extra: dict[str, list[Any]] | None = None
+) -> bytes:
     """A file that holds a document: mostly it is changed, sometimes its bytes are."""
     if rng.random() < 0.9:
         return text_of(mutated(rng, document, heavy, extra))
@@ -178,7 +194,11 @@ def _cut_out(rng: random.Random, content: bytes) -> bytes:
 
 def _insert(rng: random.Random, content: bytes) -> bytes:
     start = rng.randrange(len(content) + 1)
-    return content[:start] + rng.choice((b"\n", b"\x00" * 16, b"[" * 100_000, b"NaN", b"1", b'"', b"\xff", b"{}\n")) + content[start:]
+    return (
+        content[:start]
+        + rng.choice((b"\n", b"\x00" * 16, b"[" * 100_000, b"NaN", b"1", b'"', b"\xff", b"{}\n"))
+        + content[start:]
+    )
 
 
 def _lines(rng: random.Random, content: bytes) -> bytes:
@@ -198,7 +218,9 @@ def _lines(rng: random.Random, content: bytes) -> bytes:
 
 def _encoded(rng: random.Random, content: bytes) -> bytes:
     text = content.decode("utf-8", "replace")
-    return rng.choice((text.encode("utf-16"), b"\xef\xbb\xbf" + content, text.encode("utf-32"), content + b"\n", content * 2))
+    return rng.choice(
+        (text.encode("utf-16"), b"\xef\xbb\xbf" + content, text.encode("utf-32"), content + b"\n", content * 2)
+    )
 
 
 def _twice(rng: random.Random, content: bytes) -> bytes:

@@ -28,7 +28,10 @@ def make(world: World, rng: random.Random) -> bytes:
     where = rng.choice(["weight", "weight", "inputs_embeds", "mask", "labels"])
     made = {"where": where, "name": name, "index": rng.randrange(state[name].numel()), "value": rng.choice(VALUES)}
     made |= {"batch": rng.randrange(3), "entry": rng.randrange(2 * 10 * 32), "all": rng.random() < 0.1}
-    made |= {"task": rng.choice(["fit", "statistics", "reward", "prune"]), "set": rng.choice(["calibration", "validation"])}
+    made |= {
+        "task": rng.choice(["fit", "statistics", "reward", "prune"]),
+        "set": rng.choice(["calibration", "validation"]),
+    }
     made |= {"reward": rng.choice(sorted(REWARDS)), "recover": rng.choice(PRUNES), "method": rng.choice(METHODS)}
     return json.dumps(made, indent=1).encode()
 
@@ -89,7 +92,9 @@ def fit(world: World, case: dict[str, Any]) -> None:
     model = world.dense()
     sets = {"calibration": labelled(3, 0), "validation": labelled(2, 1)}
     sets[case["set"]] = planted(model, case, sets[case["set"]])
-    pruner = LOPPruner.fit(model, sets["calibration"], sets["validation"], predictor="mlp", sketch_rows=8, targets=(0.2, 0.5))
+    pruner = LOPPruner.fit(
+        model, sets["calibration"], sets["validation"], predictor="mlp", sketch_rows=8, targets=(0.2, 0.5)
+    )
     for name, value in pruner.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
             raise Wrong(f"{name} of the pruner is not finite")
@@ -105,7 +110,9 @@ def prune(world: World, case: dict[str, Any]) -> None:
     batches = planted(model, case, labelled(3, 0))
     sound = logits(model).isfinite().all()
     with_data = case["recover"] in ("sequential", "lstsq", "auto")
-    found = pruner.prune(model, 0.4, data=batches if with_data else None, recover=case["recover"], method=case["method"])
+    found = pruner.prune(
+        model, 0.4, data=batches if with_data else None, recover=case["recover"], method=case["method"]
+    )
     if sound and not logits(found).isfinite().all():
         raise Wrong("a sound model became one that gives no numbers")
     if not sound and case["recover"] in (None, "fold"):  # what gave no numbers may go on giving none, but no others

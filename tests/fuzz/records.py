@@ -1,6 +1,5 @@
 """Damage to what hf_lop records: the `pruning_config` of pruned models, and all of the config of pruners."""
 
-
 import random
 import re
 from pathlib import Path
@@ -21,7 +20,19 @@ RATIO = 0.4
 def odd_words(rng: random.Random, made: dict[str, Any]) -> None:
     """Put something into a line of the card."""
     key = rng.choice(sorted(made))
-    made[key] = rng.choice([HTML, LINK, f"`{HTML}`", f"org/{HTML}", "org/a) [x](http://evil.example", {HTML: LINK}, [HTML], f"a\n# b\n{HTML}", f"a\n```\n{HTML}"])
+    made[key] = rng.choice(
+        [
+            HTML,
+            LINK,
+            f"`{HTML}`",
+            f"org/{HTML}",
+            "org/a) [x](http://evil.example",
+            {HTML: LINK},
+            [HTML],
+            f"a\n# b\n{HTML}",
+            f"a\n```\n{HTML}",
+        ]
+    )
 
 
 def make_record(world: World, rng: random.Random) -> bytes:
@@ -31,7 +42,9 @@ def make_record(world: World, rng: random.Random) -> bytes:
     elif rng.random() < 0.1:
         config["pruning_config"] = rng.choice(ODD)
     else:
-        config["pruning_config"] = mutated(rng, config["pruning_config"], (), {"calibration": [{"seconds": {"a": 1.0}}, {"recovery": 1}]})
+        config["pruning_config"] = mutated(
+            rng, config["pruning_config"], (), {"calibration": [{"seconds": {"a": 1.0}}, {"recovery": 1}]}
+        )
     return text_of(config)
 
 
@@ -49,7 +62,13 @@ def check_card(text: str, usual: str) -> None:
     """Refuse a card with HTML or links that nobody but the record has put there, or with metadata that is not YAML."""
     _, front, body = text.split("---\n", 2)
     data = yaml.safe_load(front)
-    if not isinstance(data, dict) or set(data) - {*yaml.safe_load(usual.split("---\n", 2)[1]), "base_model", "base_model_relation", "language", "license"}:
+    if not isinstance(data, dict) or set(data) - {
+        *yaml.safe_load(usual.split("---\n", 2)[1]),
+        "base_model",
+        "base_model_relation",
+        "language",
+        "license",
+    }:
         raise Wrong(f"the metadata of the card is {data}")
     if strange := outside_code(body) - outside_code(usual):
         raise Wrong(f"the card holds {sorted(strange)[:3]}")
@@ -70,8 +89,29 @@ def make_pruner(world: World, rng: random.Random) -> bytes:
     if rng.random() < 0.15:
         odd_words(rng, config)
         return text_of(config)
-    heavy = ("base_size", "base_dtype", "predictor", "sketch_rows", "identity", "sorted_by", "format", "base_model_type", "max_ratio", "calibration")
-    return json_or_bytes(rng, config, heavy, {"elastic_config": [{"order": "x"}, {}], "auto_map": [{"AutoConfig": "x.Y"}], "sketch_rows": [0, 2, 4], "identity": [0, 64]})
+    heavy = (
+        "base_size",
+        "base_dtype",
+        "predictor",
+        "sketch_rows",
+        "identity",
+        "sorted_by",
+        "format",
+        "base_model_type",
+        "max_ratio",
+        "calibration",
+    )
+    return json_or_bytes(
+        rng,
+        config,
+        heavy,
+        {
+            "elastic_config": [{"order": "x"}, {}],
+            "auto_map": [{"AutoConfig": "x.Y"}],
+            "sketch_rows": [0, 2, 4],
+            "identity": [0, 64],
+        },
+    )
 
 
 def expected(world: World) -> tuple[tuple[int, ...], torch.Tensor]:
@@ -109,7 +149,9 @@ def make_probes(world: World, rng: random.Random) -> bytes:
     elif config[key] is None:
         config[key] = mutated(rng, {"cmaes": config["search_table"], "additive": config["search_table"]})
     else:
-        config[key] = mutated(rng, config[key]) if isinstance(config[key], dict) else mutated(rng, {"x": config[key]}).get("x")
+        config[key] = (
+            mutated(rng, config[key]) if isinstance(config[key], dict) else mutated(rng, {"x": config[key]}).get("x")
+        )
     return text_of(config)
 
 

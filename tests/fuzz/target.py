@@ -19,7 +19,7 @@ SECONDS = 20  # of computing, for what takes a tenth of one
 ROOM = 3 * 2**30  # bytes, for what takes some kilobytes
 
 
-class Wrong(Exception):  # noqa: N818
+class Wrong(Exception):
     """A result that is not that of the undamaged input, and nobody said so."""
 
 
@@ -62,7 +62,11 @@ def judge(target: Target, world: World, damage: bytes) -> Outcome:
             target.run(world, damage, Path(folder))
     except LOPError as error:
         text = str(error)
-        return Outcome("refused", text) if 0 < len(text) < 5000 else Outcome("failed", f"a message of {len(text)} characters")
+        return (
+            Outcome("refused", text)
+            if 0 < len(text) < 5000
+            else Outcome("failed", f"a message of {len(text)} characters")
+        )
     except Wrong as error:
         return Outcome("failed", f"wrong in silence: {error}")
     except Hang:
@@ -71,7 +75,9 @@ def judge(target: Target, world: World, damage: bytes) -> Outcome:
         if target.theirs(error):
             return Outcome("refused", f"{type(error).__name__} of another library")
         last = traceback.format_exception(error)[-1].strip()[:300]
-        places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)[-6:]]
+        places = [
+            f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)[-6:]
+        ]
         return Outcome("failed", f"{last} at {' > '.join(places)}")
     return Outcome("equal")
 

@@ -96,7 +96,17 @@ class World:
 
         def make() -> Path:
             model = self.dense()
-            pruner = LOPPruner.fit(model, text_batches(4), text_batches(2, seed=1), predictor="mlp", search="mcts", evaluations=3, targets=(0.2, 0.5), base_model="org/base", sketch_rows=8)
+            pruner = LOPPruner.fit(
+                model,
+                text_batches(4),
+                text_batches(2, seed=1),
+                predictor="mlp",
+                search="mcts",
+                evaluations=3,
+                targets=(0.2, 0.5),
+                base_model="org/base",
+                sketch_rows=8,
+            )
             pruner.save_pretrained(self.root / "pruner")
             return self.root / "pruner"
 

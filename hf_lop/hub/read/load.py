@@ -23,7 +23,13 @@ from transformers import (
 from transformers.models.auto.auto_factory import _get_model_class
 from transformers.utils.hub import cached_file
 
-from hf_lop.errors import CheckpointMismatchError, InvalidInputError, LOPError, MissingDependencyError, UnsupportedModelError
+from hf_lop.errors import (
+    CheckpointMismatchError,
+    InvalidInputError,
+    LOPError,
+    MissingDependencyError,
+    UnsupportedModelError,
+)
 from hf_lop.units.configs import check_depth
 
 # What transformers raises, among others, where a config holds what it did not expect.
@@ -134,7 +140,9 @@ def read_config(name: str | Path, **hub: Any) -> PreTrainedConfig:
                 f"{name} has code of its own, which hf_lop does not run: nobody could load a pruned model of it. Only models that "
                 "transformers itself can build are pruned."
             ) from error
-        raise InvalidInputError(f"{name} cannot be read as a model: {str(error)[:500]} Pass a folder or a Hub id.") from error
+        raise InvalidInputError(
+            f"{name} cannot be read as a model: {str(error)[:500]} Pass a folder or a Hub id."
+        ) from error
     except ODD as error:
         raise CheckpointMismatchError(
             f"The config.json of {name} is damaged: {str(error)[:500]} Take it from the repository again."
