@@ -26,21 +26,13 @@ SEAL = re.compile(rb', "check": "([0-9a-f]{8})"\}\Z')
 
 
 def sealed(entry: Mapping[str, Any]) -> bytes:
-    """Return a JSON object as one line, with a checksum as its last value.
-
-    Args:
-        entry (`Mapping`): JSON types; not empty.
-    """
+    """Return a JSON object, which must not be empty, as one line, with a checksum as its last value."""
     text = json.dumps(entry, allow_nan=False).encode()
     return text[:-1] + b', "check": "%08x"}' % zlib.crc32(text)
 
 
 def unsealed(line: bytes, *, strict: bool = True) -> dict[str, Any]:
-    """Return the JSON object of a line that [`sealed`] made.
-
-    Args:
-        line (`bytes`): it.
-        strict (`bool`): refuse one without a checksum, as versions up to 0.2.0 wrote.
+    """Return the JSON object of a line that [`sealed`] made; unless `strict`, also one of version 0.2.0, without a checksum.
 
     Raises:
         ValueError: if it is damaged.

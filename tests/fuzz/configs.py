@@ -145,9 +145,9 @@ def watched() -> Iterator[list[dict[str, Any]]]:
     found: list[dict[str, Any]] = []
     check = load.check_loaded
 
-    def kept(name: str, info: dict[str, Any], *more: Any) -> None:
+    def kept(name: str, info: dict[str, Any], **options: Any) -> None:
         found.append(info)
-        check(name, info, *more)
+        check(name, info, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(load, "check_loaded", kept)

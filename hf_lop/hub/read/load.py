@@ -30,7 +30,7 @@ from hf_lop.errors import (
     MissingDependencyError,
     UnsupportedModelError,
 )
-from hf_lop.units.configs import check_depth
+from hf_lop.units.configs import check_depth, lists_within
 
 # What transformers raises, among others, where a config holds what it did not expect.
 ODD = (
@@ -235,7 +235,7 @@ def load_model(name: str | Path, *, config: PreTrainedConfig | None = None, **kw
             f"{name}: no model can be built from its configs ({type(error).__name__}: {str(error)[:300]}). Take them from the "
             "repository again, or look at the arguments."
         ) from error
-    check_loaded(str(name), info)
+    check_loaded(str(name), info, whole=any(lists_within(model.config)))  # a pruned one has what hf_lop saved, no more
     check_layers(str(name), model, info)
     check_dtypes(str(name), model, dtypes)
     loaded: PreTrainedModel = model.eval()
