@@ -1,8 +1,8 @@
 """What a pruner records about its base model, and whether a model fits it."""
 
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import dataclasses as hub_dataclasses
@@ -14,6 +14,8 @@ from hf_lop.planning.known import Known, format_of, read_size
 from hf_lop.units.configs import check_format
 from hf_lop.units.kept import sorted_by as order_of
 from hf_lop.units.size import ModelSize
+
+Probed = TypeVar("Probed")
 
 
 @hub_dataclasses.strict
@@ -121,20 +123,30 @@ class LOPConfig(PreTrainedConfig):
         """
         if not self.probes:
             return None
+        dense = self.size.widths
+        ratios = [1 - kept / full for kept, full in zip(widths, dense, strict=True)]
+        return self.with_probes(
+            lambda damage, probed, **others: additive_damage(damage, probed, dense, ratios, **others)
+        )
+
+    def with_probes(self, compute: Callable[..., Probed]) -> Probed:
+        """Return what a function computes of the probes.
+
+        Args:
+            compute (`Callable`): takes `damage`, `ratios` and, where the pruner has them, the keywords `around` and `context`.
+
+        Raises:
+            CheckpointMismatchError: if the probes are damaged.
+        """
+        found: Any = self.probes
         try:
-            return self._estimate(widths)
-        except (InvalidInputError, ValueError, TypeError, KeyError, AttributeError) as error:
+            others = {key: found[key] for key in ("around", "context") if found.get("around") is not None}
+            return compute(found["damage"], found["ratios"], **others)
+        except (InvalidInputError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise CheckpointMismatchError(
                 f"The probes of this pruner are damaged ({type(error).__name__}: {str(error)[:200]}). Take it from its repository "
                 "again."
             ) from error
-
-    def _estimate(self, widths: Sequence[int]) -> float:
-        dense = self.size.widths
-        ratios = [1 - kept / full for kept, full in zip(widths, dense, strict=True)]
-        found: Any = self.probes
-        others = {key: found[key] for key in ("around", "context") if found.get("around") is not None}
-        return additive_damage(found["damage"], found["ratios"], dense, ratios, **others)
 
     def check_fits(
         self,

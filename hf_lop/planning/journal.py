@@ -32,7 +32,7 @@ def sealed(entry: Mapping[str, Any]) -> bytes:
 
 
 def unsealed(line: bytes, *, strict: bool = True) -> dict[str, Any]:
-    """Return the JSON object of a line that [`sealed`] made; unless `strict`, also one of version 0.2.0, without a checksum.
+    """Return the JSON object of a line that [`sealed`] made; unless `strict`, also one of version 0.1, without a checksum.
 
     Raises:
         ValueError: if it is damaged.

@@ -122,7 +122,7 @@ def training_pairs(table: Sequence[Mapping[str, Any]], layers: int) -> tuple[Flo
             fits = False
         if not fits:
             raise InvalidInputError(
-                f'Row {index} of the table is {row}; it must be {{"ratio": R, "ratios": [{layers} numbers]}}, '
+                f'Row {index} of the table is {str(row)[:500]}; it must be {{"ratio": R, "ratios": [{layers} numbers]}}, '
                 "all of them fractions from 0 to 1."
             )
     rows = {0.0: [0.0] * layers} | {float(row["ratio"]): list(row["ratios"]) for row in table}

@@ -120,18 +120,13 @@ def _usable(name: str, config: LOPConfig) -> bool:
 
 def _additive(config: LOPConfig, ratio: float) -> Floats:
     """Plan one target from the probes that a pruner keeps; a target beyond them is left to the projection."""
-    probes: dict[str, Any] = config.probes or {}
-    highest = min(probes["ratios"][-1], 0.95) - STEP  # whole steps reach at least this
-    plans = additive_plans(
-        probes["damage"],
-        probes["ratios"],
-        config.size.widths,
-        [max(0.0, min(ratio, highest))],
-        around=probes["around"],
-        context=probes["context"],
-        step=STEP,
-    )
-    found: Floats = plans[0]
+
+    def plans(damage: Any, probed: Any, **others: Any) -> Floats:
+        highest = min(probed[-1], 0.95) - STEP  # whole steps reach at least this
+        goals = [max(0.0, min(ratio, highest))]
+        return additive_plans(damage, probed, config.size.widths, goals, step=STEP, **others)
+
+    found: Floats = config.with_probes(plans)[0]
     return found
 
 

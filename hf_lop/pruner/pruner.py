@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
-from hf_lop.errors import CheckpointMismatchError, InvalidInputError
+from hf_lop.errors import CheckpointMismatchError, InvalidInputError, LOPError
 from hf_lop.hub.elastic.write import PRUNER, keep_pruner
-from hf_lop.hub.read.load import check_dtypes, check_loaded, check_numbers_of, check_safetensors, read_config
+from hf_lop.hub.read.load import ODD, check_dtypes, check_loaded, check_numbers_of, check_safetensors, read_config
 from hf_lop.hub.read.names import origin
 from hf_lop.hub.save.extras import save_pruner_extras, stale_weights
 from hf_lop.hub.write.push import push_folder
@@ -41,6 +41,8 @@ from hf_lop.pruner.serve import Elastic, make_elastic
 from hf_lop.units.configs import FORMAT
 from hf_lop.units.measure import device_name
 from hf_lop.version import __version__
+
+AGAIN = "Take the pruner from its repository again."
 
 
 class LOPPruner(PreTrainedModel):
@@ -78,6 +80,10 @@ class LOPPruner(PreTrainedModel):
         if check_rows(config.sketch_rows):
             self.register_buffer("sketch", torch.zeros(columns * config.sketch_rows // 2, dtype=torch.uint8))
             self.register_buffer("sketch_scale", torch.zeros(columns))
+        if not 0 <= config.identity <= 2**24:
+            raise CheckpointMismatchError(
+                f"identity is {config.identity}; a fingerprint has 0 to 2**24 entries. {AGAIN}"
+            )
         if config.identity:
             self.register_buffer("identity", torch.zeros(config.identity, dtype=torch.int16))
         self.post_init()  # type: ignore[no-untyped-call]
@@ -550,6 +556,13 @@ class LOPPruner(PreTrainedModel):
             raise CheckpointMismatchError(f"{name}: a weight file is damaged ({error}). Download it again.") from error
         except OSError as error:  # its config was found
             raise CheckpointMismatchError(f"{name} has no model.safetensors that can be read: {error}") from error
+        except (LOPError, torch.OutOfMemoryError):
+            raise
+        except ODD as error:
+            what = f"{type(error).__name__}: {str(error)[:300]}"
+            raise CheckpointMismatchError(
+                f"{name}: no pruner can be built from its config ({what}). {AGAIN}"
+            ) from error
         check_loaded(str(name), loaded[1], whole=True)
         check_dtypes(str(name), loaded[0], dtypes)
         check_numbers_of(str(name), loaded[0])

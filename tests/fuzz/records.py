@@ -166,7 +166,7 @@ def run_probes(world: World, damage: bytes, folder: Path) -> None:
     if estimate is not None and not 0 <= estimate < float("inf"):
         raise Wrong(f"the estimate is {estimate}")
     pruner.save_pretrained(folder / "out")
-    method = random.Random(len(damage)).choice(["additive", "mcts", "cmaes"])
+    method = random.Random(damage).choice(["additive", "mcts", "cmaes"])
     model = pruner.prune(world.dense(), RATIO, method=method, recover=None)
     kept = sum(model.config.intermediate_size)
     if abs(kept - round(4 * 48 * (1 - RATIO))) > 1 or not logits(model, world.pruned("gated").inputs).isfinite().all():

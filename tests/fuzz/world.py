@@ -107,6 +107,7 @@ class World:
                 base_model="org/base",
                 sketch_rows=8,
             )
+            pruner.config.calibration["seconds"] = dict.fromkeys(pruner.config.calibration["seconds"], 0.1)
             pruner.save_pretrained(self.root / "pruner")
             return self.root / "pruner"
 

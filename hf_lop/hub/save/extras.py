@@ -69,14 +69,14 @@ def _write_card(directory: Path, out: Path, name: str, card: Callable[[], ModelC
     if there.exists() and MARKER not in there.read_text(encoding="utf-8", errors="replace"):
         return
     try:
-        text = str(card())
+        content = f"{card()}\n".encode()
     except Exception as error:  # whatever a config can hold that is not what a card shows
         reason = f"{type(error).__name__}: {error}"
         warnings.warn(
             f"The card of {name} says only how to load it, as facts of its config are odd: {reason}", stacklevel=4
         )
-        text = str(plain_card(name, reason))
-    write_whole(path, f"{text}\n".encode())
+        content = f"{plain_card(name, reason)}\n".encode(errors="replace")
+    write_whole(path, content)
 
 
 def auto_map(model_type: str, config_class: str) -> dict[str, str]:

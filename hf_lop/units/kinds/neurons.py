@@ -5,7 +5,7 @@ Every repository of a pruned model carries a copy of this file beside `modeling_
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_lop.errors import UnsupportedModelError
+from hf_lop.errors import CheckpointMismatchError, UnsupportedModelError
 from hf_lop.units.configs import DENSE_WIDTH, WIDTH, stored_field
 from hf_lop.units.decoder import decoder_layers, text_decoder
 from hf_lop.units.unit import Unit, linear_shape, linear_slots
@@ -48,6 +48,10 @@ def find_neurons(model: Any) -> list[Unit]:
     """
     config = getattr(text_decoder(model), "config", None)
     config = config.get_text_config(decoder=True) if config is not None else None
+    if config is not None and not hasattr(config, "model_type"):
+        raise CheckpointMismatchError(
+            f"The config of the text decoder is {str(config)[:200]!r}. The config.json is damaged: take it from the repository again."
+        )
     hidden = getattr(config, "hidden_size", None)
     label = type(model).__name__
     layers = decoder_layers(model, lambda layer: bool(_readings(layer, None)))
