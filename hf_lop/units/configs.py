@@ -122,14 +122,14 @@ def _marks(config: Any) -> dict[str, dict[str, Any]]:
     return marks if isinstance(marks, dict) else {}
 
 
-def check_unpruned(config_dict: dict[str, Any], counts: Sequence[Any]) -> None:
-    """Check the width before pruning that a config names beside a list of widths.
+def check_unpruned(config_dict: dict[str, Any], counts: Sequence[int]) -> None:
+    """Check the width before pruning that a config names beside a list of widths, which [`check_counts`] has passed.
 
     Raises:
         CheckpointMismatchError: if it is no integer from the widest of the list to 2**20.
     """
     dense = config_dict.get(DENSE_WIDTH)
-    widest = max((count for count in counts if type(count) is int), default=1)
+    widest = max(counts, default=1)
     if dense is not None and (type(dense) is not int or not widest <= dense <= WIDEST):
         raise CheckpointMismatchError(
             f"{DENSE_WIDTH} is {_short(dense)}; it must be an integer from {widest}, the widest layer, to {WIDEST}. "

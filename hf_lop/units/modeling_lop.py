@@ -197,8 +197,8 @@ def _enable_own(config_cls: type, config_dict: dict[str, Any]) -> bool:
         if field != own:
             check_counts(counts, _stored_depth(config_cls, config_dict, len(counts)), field)
         elif vars(config_cls).get("_lop_enabled"):
-            check_unpruned(config_dict, counts)
             check_counts(counts, _stored_depth(config_cls, config_dict, len(counts)), WIDTH)
+            check_unpruned(config_dict, counts)
     return bool(lists)
 
 
