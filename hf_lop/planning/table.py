@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,8 +117,8 @@ def training_pairs(table: Sequence[Mapping[str, Any]], layers: int) -> tuple[Flo
         raise InvalidInputError("There is no table of (R, layer ratios) to train on. Pass one, or fit a pruner anew.")
     for index, row in enumerate(table):
         try:
-            values = np.array([row["ratio"], *row["ratios"]], dtype=np.float64)
-            fits = len(values) == 1 + layers and bool(((values >= 0) & (values <= 1)).all())
+            numbers = [row["ratio"], *row["ratios"]]
+            fits = len(numbers) == 1 + layers and all(isinstance(n, Real) and 0 <= n <= 1 for n in numbers)
         except (KeyError, TypeError, ValueError):
             fits = False
         if not fits:
