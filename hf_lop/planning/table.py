@@ -117,7 +117,7 @@ def training_pairs(table: Sequence[Mapping[str, Any]], layers: int) -> tuple[Flo
         raise InvalidInputError("There is no table of (R, layer ratios) to train on. Pass one, or fit a pruner anew.")
     for index, row in enumerate(table):
         try:
-            numbers = [row["ratio"], *row["ratios"]]
+            numbers: list[Any] = [row["ratio"], *row["ratios"]]
             fits = len(numbers) == 1 + layers and all(isinstance(n, Real) and 0 <= n <= 1 for n in numbers)
         except (KeyError, TypeError, ValueError):
             fits = False
