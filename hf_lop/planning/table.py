@@ -117,8 +117,8 @@ def training_pairs(table: Sequence[Mapping[str, Any]], layers: int) -> tuple[Flo
         raise InvalidInputError("There is no table of (R, layer ratios) to train on. Pass one, or fit a pruner anew.")
     for index, row in enumerate(table):
         try:
-            numbers: list[Any] = [row["ratio"], *row["ratios"]]
-            fits = len(numbers) == 1 + layers and all(isinstance(n, Real) and 0 <= n <= 1 for n in numbers)
+            numbers = [row["ratio"], *row["ratios"]]
+            fits = len(numbers) == 1 + layers and all(_is_fraction(n) for n in numbers)
         except (KeyError, TypeError, ValueError):
             fits = False
         if not fits:
@@ -132,6 +132,10 @@ def training_pairs(table: Sequence[Mapping[str, Any]], layers: int) -> tuple[Flo
     targets = np.unique(np.concatenate([known, np.linspace(0.0, known[-1], 256)]))
     ratios = np.stack([np.interp(targets, known, column) for column in values.T], axis=1)
     return targets, ratios
+
+
+def _is_fraction(value: Any) -> bool:
+    return isinstance(value, Real) and bool(0 <= value <= 1)  # type: ignore[operator]
 
 
 def look_up(table: Sequence[Mapping[str, Any]], ratio: float, layers: int) -> Floats:
