@@ -193,11 +193,11 @@ class Reward:
         kind, found = REWARDS[self.kind], []
         for number, (entry, dense) in enumerate(zip(self.recorded, self._dense, strict=True)):
             log_q = self._log_q(entry)
+            where = f"predictions at widths {list(widths)}"
             # One NaN among the logits makes all of a row's log-probabilities NaN.
-            check_numbers(
-                log_q[:, 0].nan_to_num(math.nan, 0, 0), "Validation", number, f"predictions at widths {list(widths)}"
-            )
+            check_numbers(log_q[:, 0].nan_to_num(math.nan, 0, 0), "Validation", number, where)
             values = kind.values(log_q, entry.target, dense)
+            check_numbers(values, "Validation", number, where)  # logits near the largest number leave none of them
             found.append(by_sample(values, entry.sample, kind.join))
         return found
 
