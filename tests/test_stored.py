@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 from hf_lop import LOPPruner
 from hf_lop.errors import CheckpointMismatchError
 from hf_lop.evaluation.comparison.compare import compare
-from hf_lop.units.configs import FORMAT, layer_widths
+from hf_lop.units.checks import FORMAT
+from hf_lop.units.configs import layer_widths
 from tests.helpers import logits
 from tests.small_models import build, text_batches
 

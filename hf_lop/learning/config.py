@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.planning.additive import additive_damage
 from hf_lop.planning.known import Known, format_of, read_size
-from hf_lop.units.configs import check_format
+from hf_lop.units.checks import check_format
 from hf_lop.units.kept import sorted_by as order_of
 from hf_lop.units.size import ModelSize
 

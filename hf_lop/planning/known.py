@@ -9,7 +9,7 @@ from hf_lop.errors import CheckpointMismatchError
 from hf_lop.planning.blocks import AUTO, Blocks, read_blocks, shown
 from hf_lop.planning.budget import Budget, Floats
 from hf_lop.planning.plan import MeasureSeconds, Plan, plan_budget
-from hf_lop.units.configs import DEEPEST, WIDEST
+from hf_lop.units.checks import DEEPEST, WIDEST
 from hf_lop.units.size import ModelSize
 
 LARGEST = 2**63  # of a size: no model has so many parameters, bytes or FLOPs per token

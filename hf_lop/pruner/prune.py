@@ -21,6 +21,7 @@ from hf_lop.hub.write.pruned_tensors import pruned_tensors, stored_entries, stor
 from hf_lop.hub.write.stream import write_pruned
 from hf_lop.hub.write.whole import check_new
 from hf_lop.learning.config import LOPConfig
+from hf_lop.learning.decoder.sound import check_weights
 from hf_lop.learning.learned import Learned
 from hf_lop.planning.budget import Budget, Floats
 from hf_lop.planning.plan import Plan, check_feasible
@@ -34,7 +35,6 @@ from hf_lop.units.kept import Earlier, Read
 from hf_lop.units.measure import ffn_seconds, measure_size
 from hf_lop.units.size import ModelSize
 from hf_lop.units.slice import changing, check_kept, is_cut, output_weight, prunable_units, slice_units
-from hf_lop.units.sound import check_weights
 from hf_lop.units.unit import Unit
 
 

@@ -38,7 +38,7 @@ from hf_lop.pruner.prepare import Samples, from_samples, loaded
 from hf_lop.pruner.prune import Cut, prune_files, prune_model, seconds_on
 from hf_lop.pruner.recipe import Recipe, usual_targets
 from hf_lop.pruner.serve import Elastic, make_elastic
-from hf_lop.units.configs import FORMAT
+from hf_lop.units.checks import FORMAT
 from hf_lop.units.measure import device_name
 from hf_lop.version import __version__
 

@@ -11,7 +11,7 @@ from hf_lop.learning.learned import Learned
 from hf_lop.planning.blocks import shown
 from hf_lop.planning.plan import Plan
 from hf_lop.pruner.methods import METHODS
-from hf_lop.units.configs import FORMAT
+from hf_lop.units.checks import FORMAT
 from hf_lop.units.identity import check_identity, is_in_memory, read_memory
 from hf_lop.units.kept import Earlier, Read, sorted_by
 from hf_lop.version import __version__

@@ -11,6 +11,7 @@ from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.hub.read.load import load_model
 from hf_lop.hub.save.check import check_classes
 from hf_lop.learning.config import LOPConfig
+from hf_lop.learning.decoder.sound import check_weights
 from hf_lop.learning.learned import Learned
 from hf_lop.planning.plan import Plan
 from hf_lop.pruner.prune import at_base
@@ -19,7 +20,6 @@ from hf_lop.units.identity import is_in_memory, sample_weights
 from hf_lop.units.kept import note_kept
 from hf_lop.units.measure import measure_size
 from hf_lop.units.slice import changing, output_weight, prunable_units
-from hf_lop.units.sound import check_weights
 from hf_lop.units.unit import take
 from hf_lop.units.views import ElasticModel
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import torch
 
 from hf_lop.errors import InvalidInputError
+from hf_lop.learning.decoder.sound import finite
 from hf_lop.learning.statistics import Statistics
 from hf_lop.recovery.gather import gather
-from hf_lop.units.sound import finite
 
 DAMPING = 0.1
 ROWS = 256  # of W at a time

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from hf_lop.errors import CheckpointMismatchError
-from hf_lop.units.configs import DENSE_WIDTH, text_configs
+from hf_lop.units.checks import DENSE_WIDTH
+from hf_lop.units.configs import text_configs
 from hf_lop.units.unit import Slot, Unit, entries, resized
 
 ATTRIBUTE = "lop_kept"

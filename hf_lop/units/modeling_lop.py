@@ -20,20 +20,21 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_lop.errors import CheckpointMismatchError
-from hf_lop.units.configs import (
+from hf_lop.units.checks import (
     FORMAT,
     UNITS,
     WIDTH,
     check_counts,
-    check_depth,
     check_format,
     check_marks,
     check_unpruned,
+)
+from hf_lop.units.configs import (
     enable_fields,
     forget_lists,
     layer_counts,
     lists_within,
+    read_per_layer_config,
     scalars,
     stored_field,
     text_configs,
@@ -170,7 +171,7 @@ def enable_for(config_cls: type, config_dict: dict[str, Any]) -> bool:
     from transformers import CONFIG_MAPPING, PreTrainedConfig
 
     check_format(config_dict.get("pruning_config"))
-    _read_per_layer_config(config_dict)
+    read_per_layer_config(config_dict)
     found = _enable_own(config_cls, config_dict)
     for key, sub in getattr(config_cls, "sub_configs", {}).items():
         if isinstance(value := config_dict.get(key), dict):
@@ -209,24 +210,6 @@ def _stored_depth(config_cls: type, config_dict: dict[str, Any], listed: int) ->
     depth = config_dict.get(getattr(config_cls, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers"))
     stacks = type(depth) is int and depth > 0 and listed > depth and listed % depth == 0
     return depth if type(depth) is int and not stacks else None
-
-
-def _read_per_layer_config(config_dict: dict[str, Any]) -> None:
-    """Accept transformers' other spelling, a sparse `per_layer_config` that varies the FFN width only."""
-    overrides, default = config_dict.get("per_layer_config"), config_dict.get(WIDTH)
-    if not isinstance(overrides, dict) or not all(isinstance(entry, dict) for entry in overrides.values()):
-        return
-    if overrides and isinstance(default, int) and all(set(entry) <= {WIDTH} for entry in overrides.values()):
-        depth = config_dict.get("num_hidden_layers")
-        check_depth(depth)
-        if type(depth) is not int or not {str(layer) for layer in overrides} <= {str(layer) for layer in range(depth)}:
-            raise CheckpointMismatchError(
-                f"per_layer_config names the layers {sorted(map(str, overrides))[:8]} of {depth!r}; they must be numbers of layers, and "
-                "num_hidden_layers be there. The config.json is damaged: take it from the repository again."
-            )
-        own = {int(layer): entry.get(WIDTH, default) for layer, entry in overrides.items()}
-        config_dict[WIDTH] = [own.get(layer, default) for layer in range(depth)]
-        del config_dict["per_layer_config"]
 
 
 def set_counts(model: Any, units: Sequence[Unit], counts: Sequence[int]) -> None:

@@ -8,11 +8,13 @@ import re
 from pathlib import Path
 
 from hf_lop import errors
-from hf_lop.units import configs, decoder, kinds, modeling_lop, unit
+from hf_lop.units import checks, configs, decoder, kinds, modeling_lop, unit
 from hf_lop.units.kinds import neurons
 
 ENTRY = "modeling_lop.py"
-_SOURCES = {"lop_" + module.__name__.rpartition(".")[2] + ".py": module for module in (errors, unit, decoder, configs)}
+_SOURCES = {
+    "lop_" + module.__name__.rpartition(".")[2] + ".py": module for module in (errors, unit, decoder, checks, configs)
+}
 _SOURCES |= {"lop_kinds.py": kinds, "lop_neurons.py": neurons, ENTRY: modeling_lop}
 _IMPORT = re.compile(r"^from hf_lop\.(?:\w+\.)*(\w+) import ", re.MULTILINE)
 

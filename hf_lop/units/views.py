@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from hf_lop.errors import InvalidInputError, UnsupportedModelError
-from hf_lop.units.configs import DENSE_WIDTH, UNITS, text_configs, write_counts
+from hf_lop.units.checks import DENSE_WIDTH, UNITS
+from hf_lop.units.configs import text_configs, write_counts
 from hf_lop.units.modeling_lop import set_counts
 from hf_lop.units.slice import prunable_units
 from hf_lop.units.unit import Slot, Unit, entries, is_prefix, note_size, set_ints

@@ -15,7 +15,8 @@ from hf_lop.learning.probes import probe_layers
 from hf_lop.learning.statistics import collect_statistics
 from hf_lop.pruner.pruner import LOPPruner
 from hf_lop.units import kinds
-from hf_lop.units.configs import UNITS, text_configs
+from hf_lop.units.checks import UNITS
+from hf_lop.units.configs import text_configs
 from hf_lop.units.kinds import find_units
 from hf_lop.units.measure import measure_size
 from hf_lop.units.slice import masking, prunable_units, slice_units

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hf_lop.errors import InvalidInputError, UnsupportedModelError
-from hf_lop.units.configs import WIDTH
+from hf_lop.units.checks import WIDTH
 
 
 def check_field(config: Any) -> None:

@@ -27,7 +27,8 @@ from hf_lop.hub.write.companions import PROCESSOR, TERMS, TOKENIZER, copy_compan
 from hf_lop.hub.write.push import WEIGHTS, Target, open_repository
 from hf_lop.hub.write.whole import check_new, check_replaceable, whole_folder
 from hf_lop.learning.config import LOPConfig
-from hf_lop.units.configs import DENSE_WIDTH, layer_widths
+from hf_lop.units.checks import DENSE_WIDTH
+from hf_lop.units.configs import layer_widths
 from hf_lop.units.kinds import find_units
 from hf_lop.units.measure import measure_size
 from hf_lop.units.modeling_lop import OUTPUT_BIAS, enable_for

@@ -30,7 +30,8 @@ from hf_lop.errors import (
     MissingDependencyError,
     UnsupportedModelError,
 )
-from hf_lop.units.configs import check_depth, lists_within
+from hf_lop.units.checks import check_depth
+from hf_lop.units.configs import lists_within
 
 # What transformers raises, among others, where a config holds what it did not expect.
 ODD = (

@@ -17,7 +17,7 @@ from hf_lop.planning.budget import Budget
 from hf_lop.planning.known import Known, format_of
 from hf_lop.planning.plan import Plan
 from hf_lop.planning.predict import Array, predict_ratios
-from hf_lop.units.configs import WIDTH, check_format
+from hf_lop.units.checks import WIDTH, check_format
 
 CONFIG, KEPT = "config.json", "pruning/kept.safetensors"
 NOT_KNOWN = "which pieces it kept is not known: it has no {KEPT}, as those of before 0.2. Prune the dense base model."

@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from hf_lop.errors import CheckpointMismatchError
-from hf_lop.units.configs import check_depth
+from hf_lop.units.checks import check_depth
 
 LARGEST_CONFIG = 20_000_000  # bytes; an order of magnitude above those of large vocabularies of labels
 

@@ -12,7 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_lop.errors import UnsupportedModelError
-from hf_lop.units.configs import DENSE_WIDTH, UNITS, layer_counts, stored_field, text_configs
+from hf_lop.units.checks import DENSE_WIDTH, UNITS
+from hf_lop.units.configs import layer_counts, stored_field, text_configs
 from hf_lop.units.kinds import find_units
 from hf_lop.units.modeling_lop import OUTPUT_BIAS
 

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import save
 
 from hf_lop.hub.read.safetensors import LENGTH, Place, make_header, parse_json
+from hf_lop.learning.decoder.sound import check_weight
 from hf_lop.recovery.gather import gather
 from hf_lop.recovery.solve import ROWS, NewRows, in_blocks
-from hf_lop.units.sound import check_weight
 
 BLOCK = 2**22  # bytes that are read at a time
 AHEAD = 2  # blocks that are read before they are needed

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hf_lop.errors import InvalidInputError
-from hf_lop.units.sound import not_finite
+from hf_lop.learning.decoder.sound import not_finite
 
 
 def to_device(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:

@@ -6,7 +6,8 @@ Every repository of a pruned model carries a copy of this file beside `modeling_
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_lop.errors import CheckpointMismatchError, UnsupportedModelError
-from hf_lop.units.configs import DENSE_WIDTH, WIDTH, stored_field
+from hf_lop.units.checks import DENSE_WIDTH, WIDTH
+from hf_lop.units.configs import stored_field
 from hf_lop.units.decoder import decoder_layers, text_decoder
 from hf_lop.units.unit import Unit, linear_shape, linear_slots
 
