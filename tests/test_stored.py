@@ -146,7 +146,7 @@ class TestFormats:
         pruned = pruner.prune(llama, 0.3)
         assert pruned.config.pruning_config["format"] == FORMAT
         pruned.save_pretrained(tmp_path)
-        source = (tmp_path / "lop_configs.py").read_text()
+        source = (tmp_path / "lop_checks.py").read_text()
         assert f"FORMAT = {FORMAT}" in source  # the shipped files check it as well
 
 

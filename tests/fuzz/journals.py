@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from hf_lop.planning.cmaes import CMAES
-from hf_lop.planning.space import SearchSpace
 
 from hf_lop import LOPPruner
 from hf_lop.hub.write import staging
 from hf_lop.planning.journal import Journal
-from hf_lop.planning.search import run_search
+from hf_lop.planning.search.cmaes import CMAES
+from hf_lop.planning.search.run import run_search
+from hf_lop.planning.search.space import SearchSpace
 from tests.fuzz.mutate import damaged, json_or_bytes, mutated, text_of
 from tests.fuzz.target import Target, Wrong
 from tests.fuzz.world import World

@@ -340,7 +340,7 @@ def test_killed_at_any_moment(demo_pruner, tmp_path, seed):
         ({"ratio": 0.999}, InfeasibleBudgetError, "ratio"),
         ({"ratio": 0.3, "recover": "lstsq"}, InvalidInputError, "needs data"),
         ({"ratio": 0.3, "recover": "bias"}, InvalidInputError, "moved to the comparison"),
-        ({"ratio": 0.3, "data": []}, InvalidInputError, "data cannot be given"),
+        ({"ratio": 0.3, "data": []}, InvalidInputError, "neither data nor loading"),
     ],
 )
 def test_bad_arguments(fake, base, tmp_path, options, error, message):
