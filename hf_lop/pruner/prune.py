@@ -16,7 +16,7 @@ from hf_lop.hub.read.checkpoint import open_shards
 from hf_lop.hub.read.kept import earlier_cut
 from hf_lop.hub.read.load import load_model, read_config
 from hf_lop.hub.read.skeleton import load_skeleton
-from hf_lop.hub.save.check import check_classes
+from hf_lop.hub.write.check import check_classes
 from hf_lop.hub.write.pruned_tensors import pruned_tensors, stored_entries, stored_output_weight
 from hf_lop.hub.write.stream import write_pruned
 from hf_lop.hub.write.whole import check_new

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from hf_lop.errors import CheckpointMismatchError, InvalidInputError
 from hf_lop.hub.read.load import load_model
-from hf_lop.hub.save.check import check_classes
+from hf_lop.hub.write.check import check_classes
 from hf_lop.learning.config import LOPConfig
 from hf_lop.learning.decoder.sound import check_weights
 from hf_lop.learning.learned import Learned

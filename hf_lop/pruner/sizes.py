@@ -33,9 +33,9 @@ from hf_lop.hub.read.load import read_config
 from hf_lop.hub.read.repository import Repository
 from hf_lop.hub.read.skeleton import load_skeleton
 from hf_lop.hub.read.stored import stored_pieces
-from hf_lop.hub.save.check import check_saved
 from hf_lop.hub.save.extras import save_pruned_extras
 from hf_lop.hub.save.hooks import PREFIX
+from hf_lop.hub.write.check import check_saved
 from hf_lop.hub.write.whole import check_new, check_replaceable, whole_folder
 from hf_lop.planning.budget import LIMITS, Budget
 from hf_lop.planning.plan import Plan

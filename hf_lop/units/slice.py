@@ -64,7 +64,8 @@ def cut_counts(model: Any) -> dict[str, list[int]]:
     """
     if counts := layer_counts(text_configs(model)[0]):
         return counts
-    if not is_cut(model):
+    made = getattr(model.config, "pruning_config", None)
+    if not is_cut(model) or (isinstance(made, dict) and "export" in made):  # an export is what its runtime makes of it
         return {}
     try:
         return {unit.kind: [other.count for other in units] for units in [find_units(model)] for unit in units[:1]}

@@ -79,7 +79,7 @@ class TestCheck:
     def test_an_earlier_save_stays_where_a_new_one_fails(self, llama, tmp_path, monkeypatch):
         cut(llama).save_pretrained(tmp_path / "out")
         before = {name: (tmp_path / "out" / name).read_bytes() for name in files(tmp_path / "out")}
-        monkeypatch.setattr("hf_lop.hub.save.check._counts", lambda _: ["a list is wrong."])
+        monkeypatch.setattr("hf_lop.hub.write.check._counts", lambda _: ["a list is wrong."])
         with pytest.raises(CheckpointMismatchError, match="a list is wrong"):
             llama.save_pretrained(tmp_path / "out")
         assert {name: (tmp_path / "out" / name).read_bytes() for name in files(tmp_path / "out")} == before

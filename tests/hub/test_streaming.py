@@ -498,3 +498,20 @@ def test_from_the_hub_only_ranges_are_read(fake, base, tmp_path):
     assert differences(tmp_path / "memory" / "out", tmp_path / "streamed" / "out") == []
     config = json.loads((tmp_path / "streamed" / "out" / "config.json").read_text())
     assert config["pruning_config"]["base_revision"] == base_commit
+
+
+def test_what_was_written_is_checked_before_it_appears(built, tmp_path, monkeypatch):
+    built["gated"].save_pretrained(tmp_path / "base")
+    pruner = fake_pruner(built["gated"])
+
+    def wrong(*arguments):
+        header, inside = layout(*arguments)
+        return header.replace(b'"F32"', b'"I32"', 1), inside
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_lop.hub.write.stream.layout", wrong)
+        with pytest.raises(CheckpointMismatchError, match=r"is stored as I32, expected torch\.float32"):
+            pruner.prune(tmp_path / "base", 0.3, output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    pruner.prune(tmp_path / "base", 0.3, output_dir=tmp_path / "out")  # nothing of it is gone on with
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.pruning_config

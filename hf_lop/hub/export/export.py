@@ -23,6 +23,7 @@ from hf_lop.hub.read.checkpoint import Shards
 from hf_lop.hub.read.files import Folder
 from hf_lop.hub.read.load import auto_class, load_model, read_config
 from hf_lop.hub.read.names import hub_id
+from hf_lop.hub.write.check import check_saved
 from hf_lop.hub.write.companions import PROCESSOR, TERMS, TOKENIZER, copy_companions, matches, stays_inside
 from hf_lop.hub.write.push import WEIGHTS, Target, open_repository
 from hf_lop.hub.write.whole import check_new, check_replaceable, whole_folder
@@ -240,6 +241,7 @@ def _write(
     make_uniform(model, dense)
     made = vars(model.config).pop("pruning_config", None)  # without it the model saves as the ordinary one it is now
     model.save_pretrained(folder)
+    check_saved(model, folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     _write_config(folder, config | ({"pruning_config": made} if made else {}), to, widths)
     return copy_companions(name, None, folder, token=token)

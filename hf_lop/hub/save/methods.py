@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_lop.hub.elastic.write import kept_pruner
-from hf_lop.hub.save.check import check_saved
 from hf_lop.hub.save.extras import pruned_widths, save_elastic_extras, save_pruned_extras, stale_weights
+from hf_lop.hub.write.check import check_saved
 from hf_lop.hub.write.companions import PROCESSOR, TERMS, TOKENIZER
 from hf_lop.hub.write.push import STALE, open_repository, push_folder
 from hf_lop.hub.write.whole import filled_folder

@@ -16,6 +16,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 from hf_lop.errors import CheckpointMismatchError
 from hf_lop.hub.read.checkpoint import Shards
 from hf_lop.hub.read.files import Folder
+from hf_lop.hub.write.check import check_tensors
 from hf_lop.hub.write.companions import PROCESSOR, TERMS, TOKENIZER, matches
 from hf_lop.hub.write.staging import Staging
 from hf_lop.hub.write.tensors import Cutter, SavedTensor, layout
@@ -77,6 +78,7 @@ def write_pruned(
             staging.write(SAFE_WEIGHTS_INDEX_NAME, [(text.encode(), len(text.encode()))])
         try:
             shards.check_unchanged()
+            check_tensors(type(model).__name__, empty, staging.folder)
         except CheckpointMismatchError:
             staging.clear()  # parts are of other weights, which a later run cannot see
             raise

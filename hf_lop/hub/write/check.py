@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from hf_lop.errors import CheckpointMismatchError, UnsupportedModelError
-from hf_lop.hub.read.checkpoint import open_shards
+from hf_lop.hub.read.checkpoint import Place, open_shards
 from hf_lop.hub.write.companions import code_beside
 from hf_lop.units import modeling_lop
 from hf_lop.units.configs import layer_counts, text_configs
@@ -65,10 +65,46 @@ def check_saved(
         tensors = model.state_dict() if state is None else state
         if tensors and all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in tensors.values()):
             wrong += _tensors(model, tensors, folder, save_original_format)
+    _refuse(type(model).__name__, wrong)
+
+
+def check_tensors(label: str, expected: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Check the names, dtypes and shapes of the tensors in a folder that was just written.
+
+    Args:
+        label (`str`): what they are of.
+        expected (`Mapping`): the tensors, by the names under which they are stored; they may be without data.
+        folder (`Path`): the folder.
+
+    Raises:
+        CheckpointMismatchError: if something in the folder is not as expected.
+    """
+    with open_shards(folder) as shards:
+        places = shards.places
+    wrong = [
+        f"{name} is stored as {place.dtype}, expected {expected[name].dtype}. Do the same again."
+        for name, place in places.items()
+        if name in expected and TORCH_DTYPES.get(place.dtype) != expected[name].dtype
+    ]
+    _refuse(label, [*wrong, *_misplaced(expected, places)])
+
+
+def _refuse(label: str, wrong: Sequence[str]) -> None:
     if wrong:
         raise CheckpointMismatchError(
-            f"What was written of this {type(model).__name__} is not what is in memory, so it was not kept: {wrong[0]}"
+            f"What was written of this {label} is not what is in memory, so it was not kept: {wrong[0]}"
         )
+
+
+def _misplaced(expected: Mapping[str, torch.Tensor], places: Mapping[str, Place]) -> list[str]:
+    """What is wrong with the names and shapes of stored tensors."""
+    wrong = [f"{name} is missing. Save it again." for name in sorted(expected.keys() - places.keys())]
+    wrong += [f"{name} is not of the model. Save it again." for name in sorted(places.keys() - expected.keys())]
+    for name in expected.keys() & places.keys():
+        shapes = [list(expected[name].shape), list(places[name].shape)]
+        if shapes[0] != shapes[1]:
+            wrong.append(f"{name} is {shapes[1]}, in memory {shapes[0]}. Save it again.")
+    return wrong
 
 
 def _classes(config: Mapping[str, Any], folder: Path) -> list[str]:
@@ -126,10 +162,4 @@ def _tensors(
         for name, place in places.items()
         if TORCH_DTYPES.get(place.dtype) not in dtypes
     ]
-    wrong += [f"{name} is missing. Save it again." for name in sorted(expected.keys() - places.keys())]
-    wrong += [f"{name} is not of the model. Save it again." for name in sorted(places.keys() - expected.keys())]
-    for name in expected.keys() & places.keys():
-        shapes = [list(expected[name].shape), list(places[name].shape)]
-        if shapes[0] != shapes[1]:
-            wrong.append(f"{name} is {shapes[1]}, in memory {shapes[0]}. Save it again.")
-    return wrong
+    return wrong + _misplaced(expected, places)
