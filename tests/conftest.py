@@ -32,6 +32,12 @@ def pytest_collection():
 
 def pytest_collection_modifyitems(items):
     """The longest first, which have time limits of their own: at the end one process would wait for them."""
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
     items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
 
 
