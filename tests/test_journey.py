@@ -143,7 +143,7 @@ def card_of(files):
 
 def stored_of(files):
     """Shapes by name, and bytes of all tensors, from the header of the only weight file."""
-    (data,) = (data for name, data in files.items() if name.endswith(".safetensors"))
+    (data,) = (data for name, data in files.items() if name == "model.safetensors")
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     header.pop("__metadata__", None)

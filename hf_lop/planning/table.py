@@ -113,7 +113,7 @@ def training_pairs(table: Sequence[Mapping[str, Any]], layers: int) -> tuple[Flo
     Raises:
         InvalidInputError: if there is no row, or one does not fit the model.
     """
-    if not table:
+    if not isinstance(table, list | tuple) or not table:
         raise InvalidInputError("There is no table of (R, layer ratios) to train on. Pass one, or fit a pruner anew.")
     for index, row in enumerate(table):
         try:

@@ -71,17 +71,18 @@ def check_counts(counts: Sequence[Any], num_layers: int | None, field: str = WID
             )
 
 
-def check_unpruned(config_dict: dict[str, Any], counts: Sequence[int]) -> None:
-    """Check the width before pruning that a config names beside a list of widths, which [`check_counts`] has passed.
+def check_unpruned(config_dict: dict[str, Any]) -> None:
+    """Check the width before pruning that a config names beside a list of widths.
 
     Raises:
-        CheckpointMismatchError: if it is no integer from the widest of the list to 2**20.
+        CheckpointMismatchError: if it is no integer from 1 to 2**20.
     """
     dense = config_dict.get(DENSE_WIDTH)
-    widest = max(counts, default=1)
-    if dense is not None and (type(dense) is not int or not widest <= dense <= WIDEST):
+    if dense is not None and (
+        type(dense) is not int or not 1 <= dense <= WIDEST
+    ):  # some classes build wider layers from it
         raise CheckpointMismatchError(
-            f"{DENSE_WIDTH} is {_short(dense)}; it must be an integer from {widest}, the widest layer, to {WIDEST}. "
+            f"{DENSE_WIDTH} is {_short(dense)}; it must be an integer from 1 to {WIDEST}. "
             "The config.json is damaged: take it from the repository again."
         )
 

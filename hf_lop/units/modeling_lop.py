@@ -199,7 +199,7 @@ def _enable_own(config_cls: type, config_dict: dict[str, Any]) -> bool:
             check_counts(counts, _stored_depth(config_cls, config_dict, len(counts)), field)
         elif vars(config_cls).get("_lop_enabled"):
             check_counts(counts, _stored_depth(config_cls, config_dict, len(counts)), WIDTH)
-            check_unpruned(config_dict, counts)
+            check_unpruned(config_dict)
     return bool(lists)
 
 

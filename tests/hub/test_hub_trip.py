@@ -9,6 +9,7 @@ import re
 import pytest
 
 from hf_lop.hub.cards.facts import MARKER
+from hf_lop.hub.read.made import KEPT
 from hf_lop.units.ship import remote_code
 from tests.hub_server import run_python, serve
 from tests.tiny_repo import build_repo
@@ -74,7 +75,7 @@ def test_pushes_are_whole_and_one_commit_each(trip):
         ".gitattributes", "README.md", "config.json", "model.safetensors", "assets/plans.png", "assets/quality.png",
     }  # fmt: skip
     base = set(trip.files("me/base"))
-    assert set(model) == base | {*remote_code(), "assets/widths.png"}
+    assert set(model) == base | {*remote_code(), "assets/widths.png", KEPT}
     assert model["LICENSE"] == b"MIT\n"
     config = json.loads(model["config.json"])
     assert config["pruning_config"]["base_model"] == "me/base"

@@ -316,7 +316,7 @@ def test_killed_at_any_moment(demo_pruner, tmp_path, seed):
             partial = tmp_path / ".out.partial"
             while process.exitcode is None and not partial.exists():
                 time.sleep(0.005)
-            time.sleep(chance.uniform(0, 0.6))
+            time.sleep(chance.uniform(0, 0.1))
             process.kill()
         process.join()
         if process.exitcode == 0:

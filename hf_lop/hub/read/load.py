@@ -75,11 +75,17 @@ def check_dtypes(name: str, model: PreTrainedModel, dtypes: Mapping[str, str]) -
     if getattr(model.config, "quantization_config", None) is not None:
         return
     for key, tensor in model.state_dict().items():
-        if (stored := dtypes.get(key)) and tensor.is_floating_point() != ("F" in stored):
+        if (stored := dtypes.get(key)) and _kind(stored) != _kind(str(tensor.dtype).removeprefix("torch.")):
             raise CheckpointMismatchError(
                 f"{name}: {key} is stored as {stored}, and the model holds it as {tensor.dtype}. The file is damaged, or of a "
                 "quantised model whose config does not say so: take both from the same commit."
             )
+
+
+def _kind(dtype: str) -> str:
+    """Return what kind of numbers a dtype is of, as safetensors or torch spell it: `BF16` or `bfloat16`."""
+    letter = dtype.removeprefix("B" if dtype.startswith("BF") else "b" if dtype.startswith("bf") else "")[0].upper()
+    return {"F": "floats", "C": "complex", "B": "truth values"}.get(letter, "integers")
 
 
 def check_loaded(name: str, info: dict[str, Any], *, whole: bool = False) -> None:
