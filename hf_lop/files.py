@@ -56,8 +56,10 @@ def scratch_folder(where: Path | None = None) -> Iterator[Path]:
         return os.open(name, os.O_RDONLY), name
 
     handle, name = _claimed(make)
+    inside = Path(name, "files")  # a folder that appears whole takes the place of this one, and must not of the locked one
     try:
-        yield Path(name)
+        inside.mkdir()
+        yield inside
     finally:
         shutil.rmtree(name, ignore_errors=True)
         os.close(handle)

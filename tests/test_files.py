@@ -9,7 +9,7 @@ import pytest
 
 from hf_lop.errors import InvalidInputError
 from hf_lop.files import scratch_folder, write_whole
-from hf_lop.hub.write.whole import Partial, check_new
+from hf_lop.hub.write.whole import Partial, check_new, whole_folder
 
 ROOT = Path(__file__).parents[1]
 KILLED = """
@@ -34,7 +34,7 @@ def test_a_killed_process(tmp_path, what):
     (tmp_path / "hf_lop-mine").mkdir()
     with scratch_folder(tmp_path) as first:
         write_whole(tmp_path / "y", b"after")
-        assert names(tmp_path) == {"hf_lop-mine", "y", first.name}
+        assert names(tmp_path) == {"hf_lop-mine", "y", first.parent.name}
         with scratch_folder(tmp_path) as second:  # and that of a living one stays
             assert first.is_dir()
             assert first != second
@@ -60,6 +60,16 @@ def test_a_file_that_is_being_written_stays(tmp_path, monkeypatch):
 def test_a_scratch_folder_goes_with_an_error(tmp_path):
     with pytest.raises(IsADirectoryError), scratch_folder(tmp_path) as scratch:
         scratch.write_bytes(b"")
+    assert not names(tmp_path)
+
+
+def test_a_scratch_folder_in_whose_place_another_was_put_stays(tmp_path):
+    """As a save does, whose folder appears whole."""
+    with scratch_folder(tmp_path) as first:
+        with whole_folder(first) as folder:
+            (folder / "x").touch()
+        with scratch_folder(tmp_path):
+            assert names(first) == {"x"}
     assert not names(tmp_path)
 
 
