@@ -56,7 +56,7 @@ def scratch_folder(where: Path | None = None) -> Iterator[Path]:
         return os.open(name, os.O_RDONLY), name
 
     handle, name = _claimed(make)
-    inside = Path(name, "files")  # a folder that appears whole takes the place of this one, and must not of the locked one
+    inside = Path(name, "files")  # a folder that appears whole may take its place, but not that of the locked one
     try:
         inside.mkdir()
         yield inside
