@@ -165,12 +165,14 @@ class TestOlderPruners:
             LOPPruner.from_pretrained(tmp_path).plan(0.3)
 
 
-def test_blocks_are_halved_where_a_budget_needs_it(fitted):
+def test_blocks_are_halved_where_a_budget_needs_it(wide, fitted):
     plan = fitted.plan(0.98)
     assert plan.notes == ("round_to is 4 instead of 8, since the budget allows no larger blocks.",)
     assert whole(plan.widths, 4)
     assert plan.notes[0] in str(plan)
     assert fitted.plan(0.3).notes == ()
+    with pytest.warns(UserWarning, match="round_to is 4 instead of 8"):
+        fitted.prune(copy.deepcopy(wide), 0.98, recover=None)
     least = fitted.plan(0.99, round_to=1).parameters
     assert fitted.plan(params=least).parameters <= least
     with pytest.raises(InfeasibleBudgetError, match="one block of 8 in every layer"):
