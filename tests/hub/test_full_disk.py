@@ -36,7 +36,7 @@ def disk(tmp_path):
     try:
         yield folder, lambda size: mount(folder, size, "remount")
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # what was read may still be mapped
 
 
 def saved_model(built, _other, out):

@@ -10,7 +10,7 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
-from hf_lop.errors import InvalidInputError
+from hf_lop.errors import InvalidInputError, LOPError
 from hf_lop.files import sync
 
 LAST = "config.json"  # without it, a folder is no model
@@ -78,11 +78,13 @@ def filled_folder(out: Path, stale: Callable[[Path, Path], Iterable[Path]]) -> I
 
 @contextlib.contextmanager
 def _full_disk_said(out: Path) -> Iterator[None]:
-    """Say that a disk is full as a sentence; safetensors has an error of its own for it."""
+    """Say that a disk is full as a sentence; safetensors and numpy have errors of their own for it."""
     try:
         yield
     except Exception as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        words = ("No space left on device", "requested and")  # numpy: 38016 requested and 64 written
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if full or (not isinstance(error, LOPError) and any(part in str(error) for part in words)):
             raise InvalidInputError(
                 f"The disk of {out} is full, so nothing was written. Free some room, and do the same again."
             ) from error
