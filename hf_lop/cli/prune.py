@@ -104,6 +104,7 @@ def prune(
     )
     recovery = pruned.config.pruning_config["recovery"]
     note(f"Recovery: {RECOVERIES[recovery]}." if recovery else "Recovery: none.")
+    note(f"Widths are multiples of {pruned.config.pruning_config['round_to']}, unless a layer keeps all that it has.")
     for widths in cut_counts(pruned).values():
         note(groups(widths))
     if not stream:

@@ -1,6 +1,7 @@
 """A plan: the width of every layer for a budget, and what that saves."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -184,6 +185,8 @@ def plan_budget(
                 f"round_to is {shown(chosen)} instead of {shown(first)}, since the budget allows no larger blocks.",
             )
         else:
+            if chosen != first:
+                warnings.warn(notes[0], stacklevel=4)
             return replace(found, notes=notes)
 
 

@@ -65,8 +65,6 @@ def record(
         match (`str`): see [`matched`].
         earlier (`Earlier`, *optional*): the cut behind this one.
     """
-    for note in plan.notes:
-        warnings.warn(note, stacklevel=4)
     criterion = METHODS[method].criterion or config.criterion
     # Probes say nothing about another neuron order than the pruner's, nor, where they were recovered, about models that are not.
     judged = (config.calibration or {}).get("recovery")
