@@ -124,11 +124,12 @@ def expected(world: World) -> tuple[tuple[int, ...], torch.Tensor]:
 def run_pruner(world: World, damage: bytes, folder: Path) -> None:
     widths, right = world.once("expected", lambda: expected(world))
     pruner = LOPPruner.from_pretrained(linked(world.pruner(), folder / "a", config_json=damage))
-    plan = pruner.plan(RATIO)
-    str(plan)
+    str(pruner.plan(RATIO))
+    # Other blocks than 1 are what a pruner may say, and other plans then.
+    plan = pruner.plan(RATIO, round_to=1)
     if plan.widths != widths:
         raise Wrong(f"the plan is {plan.widths}, not {widths}")
-    model = pruner.prune(world.dense(), RATIO)
+    model = pruner.prune(world.dense(), RATIO, round_to=1)
     found = logits(model, world.pruned("gated").inputs)
     if not torch.equal(found, right):
         raise Wrong(f"logits differ by {(found - right).abs().max()}")
