@@ -2,7 +2,6 @@
 
 import copy
 import errno
-import fcntl
 import os
 import shutil
 import sys
@@ -76,8 +75,3 @@ def test_everything_that_writes_and_reads(built, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         ["dense", "pruner", "pruned", "streamed", "elastic", "pulled", "kept"]
     )
-
-
-def test_they_are_there_here():
-    assert files.POSIX
-    assert fcntl.flock

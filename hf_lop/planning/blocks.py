@@ -1,6 +1,6 @@
 """Blocks: what the widths of a plan are multiples of, since kernels are slow at odd ones.
 
-On a GPU a matrix product whose inner size is odd takes several times as long as one of 8 more: examples/benchmarks/results.
+On a GPU a matrix product whose inner size is odd takes several times as long as one of 8 more: examples/guides/results.md, Speed.
 """
 
 import operator

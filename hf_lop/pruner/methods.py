@@ -170,9 +170,8 @@ def choose(
     if name == "flap":
         there, dense = np.array([unit.count for unit in units]), np.array(learned.size.widths)
 
-        def threshold(
-            ratio: float,
-        ) -> Floats:  # the scores are of the pieces that are there, ratios count from the dense ones
+        # Scores are of the pieces that are there, ratios count from the dense ones.
+        def threshold(ratio: float) -> Floats:
             gone = max(0.0, 1 - (1 - ratio) * dense.sum() / there.sum())
             kept: Floats = (1 - global_threshold([score.numpy() for score in scores], gone)) * there / dense
             return 1 - kept

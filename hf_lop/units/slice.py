@@ -65,7 +65,7 @@ def cut_counts(model: Any) -> dict[str, list[int]]:
     if counts := layer_counts(text_configs(model)[0]):
         return counts
     made = getattr(model.config, "pruning_config", None)
-    if not is_cut(model) or (isinstance(made, dict) and "export" in made):  # an export is what its runtime makes of it
+    if not isinstance(made, dict) or "dense_widths" not in made or "export" in made:  # another tool's, or a runtime's
         return {}
     try:
         return {unit.kind: [other.count for other in units] for units in [find_units(model)] for unit in units[:1]}

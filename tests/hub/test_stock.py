@@ -149,3 +149,33 @@ def test_more_than_is_gone_is_asked_for(pruned, built):
     _, folder = pruned()
     with pytest.raises(InvalidInputError, match="has lost 50"):
         fake_pruner(build("gated")).prune(folder, 0.3)
+
+
+def test_layers_that_were_changed_since_are_listed(pruned, tmp_path):
+    _, folder = pruned()
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    for name in ("gate_proj", "up_proj", "down_proj"):  # by hand, which no config notices
+        projection = getattr(loaded.model.layers[1].mlp, name)
+        short = projection.weight[:, :10] if name == "down_proj" else projection.weight[:10]
+        projection.weight = torch.nn.Parameter(short.detach().clone())
+        projection.out_features, projection.in_features = short.shape
+    loaded.save_pretrained(tmp_path / "changed")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "changed")
+    assert again.config.intermediate_size == [24, 10, 24, 24]
+    assert torch.equal(logits(again), logits(loaded))
+
+
+@pytest.mark.parametrize("value", [5, "x", [], ["48"], {"a": 1}, None])
+def test_odd_facts_fail_no_save(built, tmp_path, value):
+    model = fake_pruner(built["gated"]).prune(copy.deepcopy(built["gated"]), 0.5, **UNIFORM)
+    model.config.pruning_config["dense_widths"] = value
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model))
+
+
+def test_a_pruning_config_of_another_tool_is_left_alone(built, tmp_path):
+    model = copy.deepcopy(built["gated"])
+    model.config.pruning_config = {"sparsity": 0.5}
+    model.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} <= {"config.json", "generation_config.json", "model.safetensors"}
+    assert inspect_made(tmp_path) is None

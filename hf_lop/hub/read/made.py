@@ -138,7 +138,8 @@ def inspect_made(name: str | Path, *, revision: str | None = None) -> dict[str, 
         facts = {"name": str(name), "model_type": str(config.get("model_type"))}
         if config.get("model_type") == "lop":
             return {**facts, "kind": "pruner", "pruner": _pruner_facts(config)}
-        facts["architecture"] = str((config.get("architectures") or [None])[0])
+        named = config.get("architectures")
+        facts["architecture"] = str(named[0] if isinstance(named, list) and named else named)
         if isinstance(made := config.get("elastic_config"), dict):
             inside = _pruner_facts(read_json(files, "pruner/" + CONFIG))
             return {
@@ -148,7 +149,7 @@ def inspect_made(name: str | Path, *, revision: str | None = None) -> dict[str, 
                 "pruner": inside,
                 "parameters": _parameters(files, config),
             }
-        if isinstance(made := config.get("pruning_config"), dict):
+        if isinstance(made := config.get("pruning_config"), dict) and "dense_widths" in made:
             widths = _widths(files, config)
             reason = None if files.size(KEPT) is not None else NOT_KNOWN.format(KEPT=KEPT)
             return {

@@ -107,7 +107,8 @@ def save_pruned_extras(
 ) -> None:
     """Complete a folder to which transformers saved a pruned model, so that it loads anywhere.
 
-    Adds `modeling_lop.py` and the `auto_map` in config.json, unless all layers are alike and the stock class loads them; the numbers of the kept pieces, processor files of the model it was loaded from, card and plot.
+    Adds `modeling_lop.py` and the `auto_map` in config.json, unless all layers are alike and the stock class loads them; the
+    numbers of the kept pieces, processor files of the model it was loaded from, card and plot.
 
     Args:
         model (`PreTrainedModel`): a pruned model.

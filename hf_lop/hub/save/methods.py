@@ -11,6 +11,7 @@ from hf_lop.hub.save.extras import pruned_widths, save_elastic_extras, save_prun
 from hf_lop.hub.write.check import check_saved
 from hf_lop.hub.write.companions import PROCESSOR, TERMS, TOKENIZER
 from hf_lop.hub.write.push import STALE, open_repository, push_folder
+from hf_lop.hub.write.stock import list_changed
 from hf_lop.hub.write.whole import filled_folder
 from hf_lop.units.slice import check_finished, list_counts
 
@@ -85,6 +86,7 @@ def save_pretrained(
             return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
     list_counts(model)
+    list_changed(model)
     if not push_to_hub:
         save()
         return

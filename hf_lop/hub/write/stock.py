@@ -15,7 +15,8 @@ from hf_lop.errors import UnsupportedModelError
 from hf_lop.units.checks import DENSE_WIDTH, UNITS
 from hf_lop.units.configs import layer_counts, stored_field, text_configs
 from hf_lop.units.kinds import find_units
-from hf_lop.units.modeling_lop import OUTPUT_BIAS
+from hf_lop.units.modeling_lop import OUTPUT_BIAS, set_counts
+from hf_lop.units.slice import cut_counts
 
 
 def misfits(model: PreTrainedModel) -> list[str]:
@@ -58,6 +59,21 @@ def write_integer(model: PreTrainedModel, dense: int, width: int) -> list[str]:
     return wrong
 
 
+def _dense(made: dict[str, Any]) -> int:
+    """Return the width before pruning, as far as a config says it, which may hold anything; else 0."""
+    listed = made.get("dense_widths")
+    first = listed[0] if isinstance(listed, list) and listed else 0
+    return first if type(first) is int else 0
+
+
+def list_changed(model: PreTrainedModel) -> None:
+    """Let the config of a model that was saved as a stock checkpoint list its widths, if its layers were changed since."""
+    if getattr(model, "hf_quantizer", None) is None and not layer_counts(text_configs(model)[0]):
+        for counts in cut_counts(model).values():
+            if misfits(model):
+                set_counts(model, find_units(model), counts)
+
+
 @contextlib.contextmanager
 def as_stock(model: PreTrainedModel) -> Iterator[bool]:
     """Show one width in the config of a pruned model while the context lasts, and give whether that is so.
@@ -85,6 +101,6 @@ def _alike(model: Any) -> bool:
         return False
     try:
         find_units(model)
-        return not write_integer(model, next(iter(made.get("dense_widths") or [0])), counts.pop())
+        return not write_integer(model, _dense(made), counts.pop())
     except UnsupportedModelError:  # packed weights
         return False
